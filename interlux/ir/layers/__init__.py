@@ -1,0 +1,42 @@
+"""All layers, by name: `interlux.layers`."""
+
+from .attention import Attention
+from .basic import ArrayData, Assign, Constant, Operator, Stored, gelu, identity, relu, sigmoid, tanh
+from .containers import BranchLayer, Chain, Maxout, PairwiseFusion, Parallel, RepeatedLayer, SkipConnection
+from .conv import Conv, flatten, global_mean_pool, max_pool, mean_pool
+from .dense import Dense, Embedding
+from .normalization import BatchNorm, LayerNorm
+from .random import Dropout
+from .recurrent import LSTM
+
+__all__ = [
+    "LSTM",
+    "ArrayData",
+    "Assign",
+    "Attention",
+    "BatchNorm",
+    "BranchLayer",
+    "Chain",
+    "Constant",
+    "Conv",
+    "Dense",
+    "Dropout",
+    "Embedding",
+    "LayerNorm",
+    "Maxout",
+    "Operator",
+    "PairwiseFusion",
+    "Parallel",
+    "RepeatedLayer",
+    "SkipConnection",
+    "Stored",
+    "flatten",
+    "gelu",
+    "global_mean_pool",
+    "identity",
+    "max_pool",
+    "mean_pool",
+    "relu",
+    "sigmoid",
+    "tanh",
+]

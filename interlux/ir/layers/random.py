@@ -1,0 +1,104 @@
+"""Randomness: a seed in the states, a counter-based generator, the same numbers on every backend.
+
+The generator is Threefry-2x32 with 20 rounds (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"),
+written once against array operators, so that numpy and JAX run the same code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from ..errors import InvalidModelError, ResourceLimitError
+from ..interpreter import Interpreter, Value
+from ..layer import FOLLOW, Layer, active, check_mode
+from ..trees import Tree
+
+_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+_PARITY = np.uint32(0x1BD11BDA)
+
+
+def threefry(key: Any, x0: Any, x1: Any) -> tuple[Any, Any]:
+    """Two streams of random uint32 from a key [2] and two counters of one shape (numpy or JAX, all uint32)."""
+    k0, k1 = key[0], key[1]
+    keys = (k0, k1, k0 ^ k1 ^ _PARITY)
+    with np.errstate(over="ignore"):  # the arithmetic is modulo 2³²
+        x0, x1 = x0 + keys[0], x1 + keys[1]
+        for group in range(5):
+            for rotation in _ROTATIONS[group % 2]:
+                x0 = x0 + x1
+                x1 = (x1 << np.uint32(rotation)) | (x1 >> np.uint32(32 - rotation))
+                x1 = x1 ^ x0
+            x0 = x0 + keys[(group + 1) % 3]
+            x1 = x1 + keys[(group + 2) % 3] + np.uint32(group + 1)
+    return x0, x1
+
+
+def seeded_uniform(seed: Any, shape: tuple[int, ...], counter: Any) -> tuple[Any, Any]:
+    """Uniform float32 in [0, 1) with 24 random bits, and the next seed.
+
+    Arguments:
+        seed: uint32 [2].
+        shape: of the numbers.
+        counter: `np.arange` or `jnp.arange`: makes the counters in the array library of the caller.
+    """
+    size = prod(shape)
+    if size >= 2**32:
+        raise ResourceLimitError(f"one draw of {size} random numbers; at most 2**32 - 1 at once")
+    index = counter(size, dtype=np.uint32)
+    bits, _ = threefry(seed, index, index * np.uint32(0))
+    numbers = (bits >> np.uint32(8)).astype(np.float32) * np.float32(2**-24)
+    step = counter(2, dtype=np.uint32)
+    following, _ = threefry(seed, step, step * np.uint32(0) + np.uint32(1))  # counters that no draw uses
+    return numbers.reshape(shape), following
+
+
+def fresh_seed(rng: np.random.Generator) -> np.ndarray:
+    return rng.integers(0, 2**32, 2, np.uint32)
+
+
+def dropout(op: Interpreter, x: Value, probability: float, seed: Value) -> tuple[Value, Value]:
+    """x with elements zeroed at random and the others scaled by 1 / (1 - probability), and the next seed."""
+    numbers, following = op.SeededUniform(seed, op.Shape(x), outputs=2)
+    keep = op.GreaterOrEqual(numbers, op.const(np.float32(probability)))
+    scale = 1 / (1 - probability) if probability < 1 else 0.0
+    return op.Where(keep, op.Mul(x, op.const(scale, like=x)), op.const(0, like=x)), following
+
+
+@dataclass(frozen=True)
+class Dropout(Layer):
+    """Zeroes elements at random in training.
+
+    Arguments:
+        probability: of an element to be zeroed.
+        mode: follow | always | never (see `interlux.ir.layer`).
+
+    Inputs: x, any shape
+    Returns: the same shape
+    States: seed, uint32 [2]
+
+    Source: ONNX Dropout, aten.dropout; Srivastava et al. 2014.
+    """
+
+    probability: float
+    mode: str = FOLLOW
+
+    def __post_init__(self) -> None:
+        check_mode(self.mode, "Dropout")
+        if not 0 <= self.probability <= 1:
+            raise InvalidModelError(f"Dropout: probability must lie in 0..1, not {self.probability}")
+
+    def init_states(self, rng: np.random.Generator) -> Tree:
+        return {"seed": fresh_seed(rng)}
+
+    def forward(
+        self, op: Interpreter, params: Mapping[str, Any], states: Mapping[str, Any], *inputs: Value, train: bool
+    ) -> tuple[Any, Mapping[str, Any]]:
+        if not self.probability or not active(self.mode, train):
+            return inputs[0], states
+        y, seed = dropout(op, inputs[0], self.probability, states["seed"])
+        return y, {"seed": seed}

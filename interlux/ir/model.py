@@ -1,0 +1,270 @@
+"""The model: a layer, its parameters and its states, and the signature by which it is called."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from dataclasses import replace as _replace
+from typing import Any
+
+import numpy as np
+
+from . import trees
+from .dtypes import dtype_named
+from .errors import InvalidModelError
+from .graph import graph_of
+from .layer import Layer
+from .trees import Path, Tree
+
+Structure = Any  # nested: int (index of a tensor) | {"tuple"|"list": [...]} | {"dict": {...}} | {"value": constant}
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output tensor.
+
+    Arguments:
+        name: as callers know it.
+        dtype: numpy's or ml_dtypes' name.
+        shape: sizes; a string is a named dynamic dimension (or an expression of those, in outputs), None is unknown.
+        bounds: smallest and largest meaningful value of an integer input (row numbers of a table), if known.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str | None, ...]
+    bounds: tuple[int, int] | None = None
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.dtype}[{', '.join('?' if d is None else str(d) for d in self.shape)}]"
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """The range of a named dynamic dimension; `maximum` None is unbounded, `multiple_of` a divisibility that is needed."""
+
+    minimum: int = 0
+    maximum: int | None = None
+    multiple_of: int = 1
+
+    def check(self, size: int, what: str) -> None:
+        if size < self.minimum or (self.maximum is not None and size > self.maximum):
+            upper = "" if self.maximum is None else f"..{self.maximum}"
+            raise InvalidModelError(f"{what} is {size}, must be in {self.minimum}{upper or ' or more'}")
+        if size % self.multiple_of:
+            raise InvalidModelError(f"{what} is {size}, must be a multiple of {self.multiple_of}")
+
+
+@dataclass(frozen=True)
+class Signature:
+    """How a model is called.
+
+    Arguments:
+        inputs, outputs: the tensors in order.
+        dims: the named dynamic dimensions with their ranges.
+        in_structure: how positional and keyword arguments nest: {"args": [...], "kwargs": {...}} of structures; None if
+            the arguments are just the inputs.
+        out_structure: how the outputs nest in what the source returns; None if they are just the outputs.
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    dims: Mapping[str, Dimension] = field(default_factory=dict)
+    in_structure: Structure = None
+    out_structure: Structure = None
+
+    def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[np.ndarray]:
+        """The input arrays in order from a call's arguments, checked against names, dtypes, shapes and ranges.
+
+        Arguments come by position, by the source's own argument structure (nested tuples and dicts), or by the names
+        of the inputs.
+        """
+        if self.in_structure is not None and not self._flat_call(args, kwargs):
+            given = self._from_structure(args, kwargs)
+        else:
+            given = dict(zip((spec.name for spec in self.inputs), args, strict=False))
+            if len(args) > len(self.inputs):
+                raise InvalidModelError(f"{len(args)} inputs given, the model takes {len(self.inputs)}: {self._names()}")
+            for name, value in kwargs.items():
+                if name in given:
+                    raise InvalidModelError(f"input {name!r} is given twice")
+                given[name] = value
+        unknown = sorted(given.keys() - {spec.name for spec in self.inputs})
+        missing = [spec.name for spec in self.inputs if spec.name not in given]
+        if unknown or missing:
+            what = f"unknown input {unknown[0]!r}" if unknown else f"input {missing[0]!r} is missing"
+            raise InvalidModelError(f"{what}; the model takes {self._names()}")
+        arrays = [np.asarray(given[spec.name]) for spec in self.inputs]
+        self.check(arrays)
+        return arrays
+
+    def check(self, arrays: list[np.ndarray]) -> dict[str, int]:
+        """Checks input arrays. Returns the sizes of the dynamic dimensions. Raises InvalidModelError naming the input."""
+        sizes: dict[str, int] = {}
+        origin: dict[str, str] = {}
+        for spec, array in zip(self.inputs, arrays, strict=True):
+            if array.dtype != dtype_named(spec.dtype):
+                raise InvalidModelError(f"input {spec.name!r} must have dtype {spec.dtype}, not {array.dtype.name}")
+            if array.ndim != len(spec.shape):
+                raise InvalidModelError(f"input {spec.name!r} must have shape {_show(spec.shape)}, not {array.shape}")
+            for axis, (want, size) in enumerate(zip(spec.shape, array.shape, strict=True)):
+                where = f"axis {axis} of input {spec.name!r}"
+                if isinstance(want, int) and want != size:
+                    raise InvalidModelError(f"input {spec.name!r} must have shape {_show(spec.shape)}, not {array.shape}")
+                if isinstance(want, str):
+                    if sizes.setdefault(want, size) != size:
+                        raise InvalidModelError(f"{where} is {size}, but {want} is {sizes[want]} on {origin[want]}")
+                    origin.setdefault(want, where)
+                    self.dims.get(want, Dimension()).check(size, f"{where} ({want})")
+        return sizes
+
+    def _names(self) -> str:
+        return ", ".join(map(str, self.inputs)) or "none"
+
+    def _flat_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+        return not args and bool(kwargs) and kwargs.keys() <= {spec.name for spec in self.inputs}
+
+    def _from_structure(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        given: dict[str, Any] = {}
+
+        def walk(structure: Structure, value: Any, where: str) -> None:
+            if isinstance(structure, int):
+                given[self.inputs[structure].name] = value
+            elif "value" in structure:
+                if value is not None and value != structure["value"]:
+                    raise InvalidModelError(f"{where} was {structure['value']!r} when the model was imported and is fixed")
+            elif "dict" in structure:
+                if not isinstance(value, Mapping) or value.keys() != structure["dict"].keys():
+                    raise InvalidModelError(f"{where} must be a dict with keys {', '.join(structure['dict'])}")
+                for key, inner in structure["dict"].items():
+                    walk(inner, value[key], f"{where}[{key!r}]")
+            else:
+                items = structure.get("tuple", structure.get("list"))
+                if not isinstance(value, tuple | list) or len(value) != len(items):
+                    raise InvalidModelError(f"{where} must hold {len(items)} values")
+                for i, (inner, item) in enumerate(zip(items, value, strict=True)):
+                    walk(inner, item, f"{where}[{i}]")
+
+        positional: dict[str, Structure] = self.in_structure["args"]
+        by_name: dict[str, Structure] = self.in_structure["kwargs"]
+        if len(args) > len(positional):
+            raise InvalidModelError(f"{len(args)} positional arguments given, the model takes {len(positional)}")
+        arguments = dict(zip(positional, args, strict=False))
+        for name, value in kwargs.items():
+            if name in arguments or (name not in positional and name not in by_name):
+                raise InvalidModelError(f"unexpected argument {name!r}; the model takes {self._names()}")
+            arguments[name] = value
+        for name, structure in {**positional, **by_name}.items():
+            if name in arguments:
+                walk(structure, arguments[name], f"argument {name!r}")
+        return given
+
+    def nest_outputs(self, outputs: tuple[Any, ...]) -> Any:
+        """The outputs in the structure that the source returns."""
+
+        def build(structure: Structure) -> Any:
+            if isinstance(structure, int):
+                return outputs[structure]
+            if "value" in structure:
+                return structure["value"]
+            if "dict" in structure:
+                return {key: build(inner) for key, inner in structure["dict"].items()}
+            if "tuple" in structure:
+                return tuple(build(inner) for inner in structure["tuple"])
+            return [build(inner) for inner in structure["list"]]
+
+        return outputs if self.out_structure is None else build(self.out_structure)
+
+
+def _show(shape: tuple[int | str | None, ...]) -> str:
+    return "(" + ", ".join("?" if d is None else str(d) for d in shape) + ("," if len(shape) == 1 else "") + ")"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Model:
+    """A layer with trained arrays and a signature; unpacks as `layer, params, states = model`.
+
+    Arguments:
+        layer: what is computed.
+        params: the trainable arrays, a tree.
+        states: all other arrays, a tree.
+        signature: how it is called; None for a layer built by hand that was never given inputs.
+        aliases: other names of stored arrays (tied weights): alias path -> path.
+        metadata: where the model comes from: `source` (torch, onnx, …), `name`, and what weights need to go back.
+        notes: what a user should know about the import, one sentence each.
+    """
+
+    layer: Layer
+    params: Tree
+    states: Tree
+    signature: Signature | None = None
+    aliases: Mapping[Path, Path] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        graph = graph_of(self.layer)
+        if graph is None:
+            return
+        for node in graph.nodes:
+            shapes = node.layer.param_shapes()
+            for slot, path in (*node.params, *node.states):
+                array = self.array(path)
+                if array is None:
+                    raise InvalidModelError(f"{trees.name_of(path)!r}, used by node {node.name!r}, is not stored")
+                if slot in shapes and tuple(array.shape) != shapes[slot]:
+                    raise InvalidModelError(
+                        f"{trees.name_of(path)!r} has shape {tuple(array.shape)}, {node.layer} needs {shapes[slot]}"
+                    )
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.layer, self.params, self.states))
+
+    def array(self, path: Path) -> Any | None:
+        """The stored array at a path or an alias of it, None if there is none."""
+        path = self.aliases.get(path, path)
+        for tree in (self.params, self.states):
+            if (value := trees.find(tree, path)) is not None:
+                return value
+        return None
+
+    def replace(self, params: Tree | None = None, states: Tree | None = None) -> Model:
+        """The same model with other arrays, e.g. after training; they are copied to numpy.
+
+        Integer arrays get their original dtype back (JAX shortens 64-bit integers); floats keep the one given.
+        Raises InvalidModelError if names or shapes differ from the present ones.
+        """
+
+        def adopt(old: Tree, new: Tree | None, what: str) -> Tree:
+            if new is None:
+                return old
+            trees.check_same(old, new, what)
+
+            def convert(path: Path, leaf: Any) -> np.ndarray:
+                array, before = np.array(leaf), trees.find(old, path)
+                if before is None or (trees.is_float(array.dtype) and trees.is_float(before.dtype)):
+                    return array
+                cast = array.astype(before.dtype)
+                if not np.array_equal(cast, array):
+                    raise InvalidModelError(f"{trees.name_of(path)} of {array.dtype} does not fit {before.dtype.name}")
+                return cast
+
+            return trees.map_with_path(convert, new)
+
+        return _replace(
+            self, params=adopt(self.params, params, "parameters"), states=adopt(self.states, states, "states")
+        )
+
+    def require_signature(self) -> Signature:
+        if self.signature is None:
+            raise InvalidModelError("the model has no signature: make it with ix.Model.from_layer(…, inputs=…)")
+        return self.signature
+
+    def __str__(self) -> str:
+        from .view import render
+
+        return render(self)
+
+    def __repr__(self) -> str:
+        name = self.metadata.get("name", type(self.layer).__name__)
+        return f"<interlux.Model {name}: {trees.count(self.params)} parameters>"

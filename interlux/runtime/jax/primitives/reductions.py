@@ -1,0 +1,85 @@
+"""Reductions, and softmax."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .registry import Value, define, integers, library, primitive
+
+
+def _reduce(function: Callable[[Any, Value, tuple[int, ...], bool], Value]) -> Callable[..., Value]:
+    """A reduction from `function(library, x, axes, keepdims)`."""
+
+    def reduction(x: Value, axes: Value | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0) -> Value:
+        along = () if axes is None else integers(axes, "the axes of a reduction")
+        if not along:
+            if noop_with_empty_axes:
+                return function(library(x), x, (), True)
+            along = tuple(range(x.ndim))
+        return function(library(x), x, along, bool(keepdims))
+
+    return reduction
+
+
+def _sum(xp: Any, x: Value, axes: tuple[int, ...], keep: bool) -> Value:
+    return xp.sum(x, axis=axes, keepdims=keep, dtype=x.dtype)
+
+
+def _largest(xp: Any, x: Value, axes: tuple[int, ...], keep: bool) -> Value:
+    if any(x.shape[a] == 0 for a in axes):
+        lowest = False if x.dtype == bool else -np.inf if np.issubdtype(x.dtype, np.inexact) else np.iinfo(x.dtype).min
+        return xp.max(x, axis=axes, keepdims=keep, initial=lowest)
+    return xp.max(x, axis=axes, keepdims=keep)
+
+
+def _smallest(xp: Any, x: Value, axes: tuple[int, ...], keep: bool) -> Value:
+    if any(x.shape[a] == 0 for a in axes):
+        highest = True if x.dtype == bool else np.inf if np.issubdtype(x.dtype, np.inexact) else np.iinfo(x.dtype).max
+        return xp.min(x, axis=axes, keepdims=keep, initial=highest)
+    return xp.min(x, axis=axes, keepdims=keep)
+
+
+define(
+    ReduceSum=_reduce(_sum),
+    ReduceMean=_reduce(lambda xp, x, axes, keep: xp.mean(x, axis=axes, keepdims=keep).astype(x.dtype)),
+    ReduceProd=_reduce(lambda xp, x, axes, keep: xp.prod(x, axis=axes, keepdims=keep, dtype=x.dtype)),
+    ReduceMax=_reduce(_largest),
+    ReduceMin=_reduce(_smallest),
+    ReduceL1=_reduce(lambda xp, x, axes, keep: _sum(xp, xp.abs(x), axes, keep)),
+    ReduceL2=_reduce(lambda xp, x, axes, keep: xp.sqrt(_sum(xp, x * x, axes, keep)).astype(x.dtype)),
+    ReduceSumSquare=_reduce(lambda xp, x, axes, keep: _sum(xp, x * x, axes, keep)),
+    ReduceLogSum=_reduce(lambda xp, x, axes, keep: xp.log(_sum(xp, x, axes, keep)).astype(x.dtype)),
+    ReduceLogSumExp=_reduce(
+        lambda xp, x, axes, keep: jax.nn.logsumexp(jnp.asarray(x), axis=axes, keepdims=keep).astype(x.dtype)
+    ),
+    Softmax=lambda x, *, axis=-1: jax.nn.softmax(x, axis),
+    LogSoftmax=lambda x, *, axis=-1: jax.nn.log_softmax(x, axis),
+)
+
+
+def _position(which: str) -> Callable[..., Value]:
+    def find(x: Value, *, axis: int = 0, keepdims: int = 1, select_last_index: int = 0) -> Value:
+        xp = library(x)
+        if not select_last_index:
+            return getattr(xp, which)(x, axis=axis, keepdims=bool(keepdims)).astype(np.int64)
+        reversed_index = getattr(xp, which)(xp.flip(x, axis), axis=axis, keepdims=bool(keepdims))
+        return (x.shape[axis] - 1 - reversed_index).astype(np.int64)
+
+    return find
+
+
+define(ArgMax=_position("argmax"), ArgMin=_position("argmin"))
+
+
+@primitive
+def TopK(x: Value, k: Value, *, axis: int = -1, largest: int = 1, sorted: int = 1) -> Any:
+    (count,) = integers(k, "the k of TopK")
+    moved = jnp.moveaxis(jnp.asarray(x), axis, -1)
+    order = jnp.argsort(moved, axis=-1, stable=True, descending=bool(largest))[..., :count]
+    values = jnp.take_along_axis(moved, order, -1)
+    return jnp.moveaxis(values, -1, axis), jnp.moveaxis(order.astype(np.int64), -1, axis)

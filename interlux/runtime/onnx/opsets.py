@@ -1,0 +1,163 @@
+"""Primitives in older opsets: what an operator of the newest opset was before it existed, or had that form.
+
+A rule is entered with the version from which the operator has its present form; below that, the rule's function emits the
+older one. Operators without a rule are emitted as they are, or refused where an attribute or input did not exist yet.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ...ir import dtypes
+from ...ir.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from .emitter import Emitted, OnnxInterpreter
+
+Rule = Callable[..., Any]
+_RULES: dict[str, tuple[int, Rule]] = {}
+
+
+def _below(version: int, *op_types: str) -> Callable[[Rule], Rule]:
+    """Enters a rule `(op, op_type, inputs, attributes) -> outputs` for opsets below a version."""
+
+    def enter(rule: Rule) -> Rule:
+        _RULES.update(dict.fromkeys(op_types, (version, rule)))
+        return rule
+
+    return enter
+
+
+def lower(
+    op: OnnxInterpreter, op_type: str, inputs: Sequence[Emitted | None], attributes: dict[str, Any], outputs: int
+) -> Any | None:
+    """The outputs of an operator in the older form that the target opset needs; None where it needs none."""
+    if op_type in _ALWAYS:
+        return _ALWAYS[op_type](op, op_type, inputs, attributes)
+    if op_type in _EPSILON and inputs[0] is not None and inputs[0].dtype == np.float64:
+        version, rule = 1 << 30, _EPSILON[op_type]  # attributes are float32: an epsilon would lose digits
+    else:
+        version, rule = _RULES.get(op_type, (0, None))  # type: ignore[assignment]
+    if rule is None or op.opset >= version:
+        return None
+    if outputs > 1:
+        raise UnsupportedError(f"{op_type} with {outputs} outputs needs opset {version}{op.where()}")
+    return rule(op, op_type, inputs, attributes)
+
+
+def _identity(op: OnnxInterpreter, op_type: str, inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
+    return inputs[0]
+
+
+def _refuse_random(op: OnnxInterpreter, op_type: str, inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
+    raise UnsupportedError(f"ONNX has no seeded random numbers: dropout that stays active cannot be emitted{op.where()}")
+
+
+_ALWAYS: dict[str, Rule] = {
+    "StopGradient": _identity,  # ONNX carries no gradients
+    "StopRowGradient": _identity,
+    "SeededUniform": _refuse_random,
+}
+
+
+@_below(
+    18,
+    *(f"Reduce{name}" for name in ("Mean", "Max", "Min", "Prod", "L1", "L2", "LogSum", "LogSumExp", "SumSquare")),
+)
+def _reduction(op: OnnxInterpreter, op_type: str, inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
+    kept = dict(attributes)
+    noop = kept.pop("noop_with_empty_axes", 0)
+    if len(inputs) == 1 or inputs[1] is None:
+        if noop:
+            raise UnsupportedError(f"{op_type} with noop_with_empty_axes needs opset 18{op.where()}")
+        return op.emit(op_type, inputs[:1], kept)
+    if inputs[1].array is None:
+        raise UnsupportedError(f"{op_type} with computed axes needs opset 18{op.where()}")
+    return op.emit(op_type, inputs[:1], {**kept, "axes": tuple(inputs[1].array.tolist())})
+
+
+@_below(15, "Shape")
+def _shape(op: OnnxInterpreter, op_type: str, inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
+    whole = op.emit("Shape", inputs, {})
+    start, end = attributes.get("start", 0), attributes.get("end")
+    if start == 0 and end is None:
+        return whole
+    return op.Slice(whole, op.ints(start), op.ints(2**31 - 1 if end is None else end), op.ints(0))
+
+
+@_below(15, "CastLike")
+def _cast_like(op: OnnxInterpreter, op_type: str, inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
+    return op.Cast(inputs[0], to=dtypes.to_onnx(inputs[1].dtype))
+
+
+@_below(20, "Gelu")
+def _gelu(op: OnnxInterpreter, op_type: str, inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
+    (x,) = inputs
+
+    def c(number: float) -> Any:
+        return op.const(number, like=x)
+
+    if attributes.get("approximate", "none") == "tanh":
+        cubic = op.Add(x, op.Mul(c(0.044715), op.Mul(x, op.Mul(x, x))))
+        bell = op.Tanh(op.Mul(c(math.sqrt(2 / math.pi)), cubic))
+    else:
+        bell = op.Erf(op.Mul(x, c(math.sqrt(0.5))))
+    return op.Mul(op.Mul(x, c(0.5)), op.Add(bell, c(1)))
+
+
+@_below(14, "HardSwish")
+def _hard_swish(op: OnnxInterpreter, op_type: str, inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
+    return op.Mul(inputs[0], op.HardSigmoid(inputs[0], alpha=1 / 6, beta=0.5))
+
+
+@_below(18, "Mish")
+def _mish(op: OnnxInterpreter, op_type: str, inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
+    return op.Mul(inputs[0], op.Tanh(op.Softplus(inputs[0])))
+
+
+@_below(24, "Swish")
+def _swish(op: OnnxInterpreter, op_type: str, inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
+    (x,) = inputs
+    alpha = attributes.get("alpha", 1.0)
+    return op.Mul(x, op.Sigmoid(x if alpha == 1 else op.Mul(x, op.const(alpha, like=x))))
+
+
+@_below(17, "LayerNormalization")
+def _layer_norm(op: OnnxInterpreter, op_type: str, inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
+    x, weight, *bias = inputs
+    wide = op.cast(x, np.float32) if x.dtype.itemsize == 2 else x  # statistics in float32 at least
+    axes = op.ints(*range(attributes.get("axis", -1), 0))
+    centred = op.Sub(wide, op.ReduceMean(wide, axes))
+    variance = op.ReduceMean(op.Mul(centred, centred), axes)
+    deviation = op.Sqrt(op.Add(variance, op.const(attributes.get("epsilon", 1e-5), like=wide)))
+    y = op.Mul(op.cast(op.Div(centred, deviation), x.dtype), weight)
+    return op.Add(y, bias[0]) if bias and bias[0] is not None else y
+
+
+@_below(23, "RMSNormalization")
+def _rms_norm(op: OnnxInterpreter, op_type: str, inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
+    x, weight = inputs
+    wide = op.cast(x, np.float32) if x.dtype.itemsize == 2 else x
+    square = op.ReduceMean(op.Mul(wide, wide), op.ints(*range(attributes.get("axis", -1), 0)))
+    root = op.Sqrt(op.Add(square, op.const(attributes.get("epsilon", 1e-5), like=wide)))
+    return op.Mul(op.cast(op.Div(wide, root), x.dtype), weight)
+
+
+def _batch_norm(op: OnnxInterpreter, op_type: str, inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
+    x, weight, bias, mean, variance = inputs
+    factor = op.Div(weight, op.Sqrt(op.Add(variance, op.const(attributes.get("epsilon", 1e-5), like=variance))))
+    column = op.ints(-1, *(1,) * (op.rank_of(x) - 2))
+    centred = op.Sub(x, op.Reshape(mean, column))
+    return op.Add(op.Mul(centred, op.Reshape(factor, column)), op.Reshape(bias, column))
+
+
+# The same in primitives, for float64: ONNX's attributes are float32
+_EPSILON: dict[str, Rule] = {
+    "BatchNormalization": _batch_norm,
+    "LayerNormalization": _layer_norm,
+    "RMSNormalization": _rms_norm,
+}

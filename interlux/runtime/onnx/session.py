@@ -1,0 +1,74 @@
+"""onnxruntime as the runner of the emitted graph."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+
+from ...ir.errors import InvalidModelError, UnsupportedError
+from ...ir.model import Model
+from ..runner import Runner, first_line, run_in
+from .emitter import emit
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+MAX_PROTOBUF = 2**31 - 1
+
+
+class OnnxRunner(Runner):
+    """A model emitted to ONNX and run by onnxruntime.
+
+    Arguments:
+        model: any model with a signature.
+        device: cpu or cuda.
+        threads: onnxruntime's threads within an operator, 0 for its own choice.
+    """
+
+    backend = "onnxruntime"
+
+    def __init__(self, model: Model, device: str = "cpu", threads: int = 0):
+        super().__init__(model, device)
+        with run_in(self.backend):
+            self._session = session(emit(model), device, threads)
+
+    def run(self, arrays: list[np.ndarray]) -> tuple[np.ndarray, ...]:
+        names = [spec.name for spec in self.signature.inputs]
+        feed = {name: np.ascontiguousarray(a).reshape(a.shape) for name, a in zip(names, arrays, strict=True)}
+        try:
+            with run_in(self.backend):
+                return tuple(np.asarray(y) for y in self._session.run(None, feed))
+        except Exception as error:  # onnxruntime's own exceptions derive from Exception alone
+            if isinstance(error, InvalidModelError | UnsupportedError):
+                raise
+            raise InvalidModelError(f"onnxruntime cannot run the model: {first_line(error)}") from error
+
+
+def session(proto: onnx.ModelProto, device: str, threads: int = 0) -> onnxruntime.InferenceSession:
+    """An onnxruntime session. Raises UnsupportedError if the device's provider is absent or refuses an operator."""
+    if device not in PROVIDERS:
+        raise UnsupportedError(f"onnxruntime runs on {' or '.join(PROVIDERS)} here, not on {device!r}")
+    provider = PROVIDERS[device]
+    if provider not in onnxruntime.get_available_providers():
+        raise UnsupportedError(
+            f"this onnxruntime has no {provider}; pip install onnxruntime-gpu on a machine with the device, "
+            "or use device='cpu'"
+        )
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads
+    try:
+        if proto.ByteSize() < MAX_PROTOBUF:
+            made = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=[provider])
+        else:
+            with tempfile.TemporaryDirectory() as folder:  # the session has read its weights when it exists
+                file = Path(folder) / "model.onnx"
+                onnx.save_model(proto, str(file), save_as_external_data=True, location="model.onnx.data")
+                made = onnxruntime.InferenceSession(str(file), options, providers=[provider])
+    except Exception as error:  # onnxruntime's own exceptions derive from Exception alone
+        raise UnsupportedError(f"onnxruntime does not take the model: {first_line(error)}") from error
+    if provider not in made.get_providers():
+        raise UnsupportedError(f"{provider} could not be started (driver or CUDA libraries missing); use device='cpu'")
+    return made
