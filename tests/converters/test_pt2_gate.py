@@ -1,14 +1,16 @@
 """The gate in front of `.pt2` files: hostile files are refused, damaged ones explained, good ones loaded unchanged.
 
-Each attack is first shown to work against plain `torch.export.load`: without that, a test of its refusal would also pass
-for a payload that never worked.
+Each attack is first shown to work against plain `torch.export.load`: without that, a test of its refusal would also
+pass for a payload that never worked.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import pickle
+import random
 import re
 import struct
 import time
@@ -102,10 +104,9 @@ CONSTANTS = "data/constants/model_constants_config.json"
 
 def run_plainly(path: Path) -> bool:
     """What a user without the gate would do: load and run. Whether the payload ran."""
-    try:
+    # Most payloads leave the loader with something it cannot use; by then they have run.
+    with contextlib.suppress(Exception):
         torch.export.load(path).module()(*INPUTS[0], **INPUTS[1])
-    except Exception:  # most payloads leave the loader with something it cannot use: by then they have run
-        pass
     ran = Path(MARKER).exists()
     Path(MARKER).unlink(missing_ok=True)
     return ran
@@ -116,7 +117,8 @@ def assert_refused(path: Path, kind: type[InterluxError] | tuple[type[InterluxEr
         load_exported_program(path)
     message = str(caught.value)
     assert re.search(text, message), message
-    assert "\n" not in message and len(message) < 700 and message.isascii(), message
+    assert message.isprintable(), message
+    assert len(message) < 700, message
     assert not Path(MARKER).exists()
 
 
@@ -225,7 +227,7 @@ def test_expression_that_runs_code(good: Path, expression: str) -> None:
         "Lambda(s0, s0)",
         "Function('f')",
         "sympify('1')",
-        "Ｍax(1, 2)",  # noqa: RUF001  Python reads these letters as Max
+        "Ｍax(1, 2)",  # full-width letters, which Python reads as Max
         "s0 # comment",
         "s0\nimport os",
         "",
@@ -265,7 +267,8 @@ def test_value_name_that_runs_code(good: Path) -> None:
 
 
 def test_weight_name_that_runs_code(good: Path) -> None:
-    name = f'weight");{OPEN}#'
+    # The statement that reads the weight is getattr(self, "<name>") in the source of module(); any attribute will do.
+    name = f'training");{OPEN}#'
     contents = members(good)
     contents[MODEL] = json.dumps(renamed(json.loads(contents[MODEL]), "weight", name)).encode()
     contents[WEIGHTS] = json.dumps(renamed(json.loads(contents[WEIGHTS]), "weight", name)).encode()
@@ -294,10 +297,9 @@ def test_keyword_name_that_runs_code(good: Path) -> None:
         in_spec(document)["in_spec"] = json.dumps([version, tree])
 
     path = edited(good, MODEL, edit)
-    try:
+    # forward() itself: a call of the module compares the keywords with the structure first.
+    with contextlib.suppress(Exception):
         torch.export.load(path).module().forward(*INPUTS[0], **INPUTS[1])
-    except Exception:  # the payload runs before the structure is found to be wrong
-        pass
     assert Path(MARKER).exists()
     Path(MARKER).unlink()
     assert_refused(path, UnsafeInputError, "in_spec")
@@ -438,7 +440,7 @@ def test_files_that_are_no_archive(good: Path) -> None:
         "text.pt2": (b"hello, this is a text\n" * 9, r"is not a \.pt2 archive.*a text that begins with"),
         "empty.pt2": (b"", "it is empty"),
         "binary.pt2": (b"\x80\x02}q\x00." * 20, "begins with the bytes 80 02"),
-        "front.pt2": (b"MZ" * 50 + raw, "other data before it"),
+        "front.pt2": (b"MZ" * 50 + raw, "not a sound"),
         "tail.pt2": (raw + b"x", "no zip directory found"),
     }
     for name, (data, text) in cases.items():
@@ -570,7 +572,7 @@ def test_damaged_member(good: Path) -> None:
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 def test_reading_members(method: int) -> None:
-    contents = {"a": bytes(range(256)) * 9000, "b": b"", "c": b"x"}
+    contents = {"a": random.Random(0).randbytes(1 << 20) * 2 + b"1", "b": b"", "c": b"x"}
     with read_archive(write(contents, method=method)) as archive:
         for name, data in contents.items():
             member = f"good/{name}"
@@ -588,10 +590,12 @@ def test_reading_members(method: int) -> None:
 
 def load_or_refuse(path: Path) -> None:
     """Loading may succeed or be refused in one line; nothing else may come out."""
+    reason = ""
     try:
         load_exported_program(path)
     except InterluxError as error:
-        assert "\n" not in str(error)
+        reason = str(error)
+    assert "\n" not in reason
     assert not Path(MARKER).exists()
 
 
@@ -749,8 +753,13 @@ def test_sound_files_load_unchanged(case: str) -> None:
     assert program.range_constraints == plain.range_constraints
     for name, value in plain.state_dict.items():
         found = program.state_dict[name]
-        assert torch.equal(found, value) and type(found) is type(value) and found.stride() == value.stride()
-        assert found.requires_grad == value.requires_grad and found.dtype == value.dtype
+        assert torch.equal(found, value)
+        assert (type(found), found.dtype, found.stride(), found.requires_grad) == (
+            type(value),
+            value.dtype,
+            value.stride(),
+            value.requires_grad,
+        )
 
 
 def test_tied_weights_stay_tied() -> None:
