@@ -122,7 +122,10 @@ class Signature:
         return ", ".join(map(str, self.inputs)) or "none"
 
     def _flat_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-        return not args and bool(kwargs) and kwargs.keys() <= {spec.name for spec in self.inputs}
+        if args:  # just the tensors, one after the other
+            nested = any(isinstance(a, tuple | list | Mapping) or a is None for a in args)
+            return not kwargs and not nested and len(args) == len(self.inputs)
+        return kwargs.keys() <= {spec.name for spec in self.inputs}
 
     def _from_structure(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         given: dict[str, Any] = {}

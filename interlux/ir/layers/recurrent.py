@@ -68,10 +68,10 @@ class LSTM(Layer):
         return {name: uniform(rng, shape, self.hidden_size) for name, shape in self.param_shapes().items()}
 
     def init_states(self, rng: np.random.Generator) -> Tree:
-        return {"seed": fresh_seed(rng)} if self._drops else {}
+        return {"seed": fresh_seed(rng)} if self.drops else {}
 
     @property
-    def _drops(self) -> bool:
+    def drops(self) -> bool:
         return bool(self.dropout) and self.num_layers > 1
 
     def forward(
@@ -99,7 +99,7 @@ class LSTM(Layer):
             x = op.Reshape(op.Transpose(y, perm=(0, 2, 1, 3)), op.ints(0, 0, n * self.hidden_size))
             last_h.append(h)
             last_c.append(c)
-            if self._drops and k < self.num_layers - 1 and active(self.mode, train):
+            if self.drops and k < self.num_layers - 1 and active(self.mode, train):
                 x, seed = dropout(op, x, self.dropout, states["seed"])
                 states = {"seed": seed}
         if self.batch_first:

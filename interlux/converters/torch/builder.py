@@ -1,0 +1,174 @@
+"""What the lowerings of ATen operators are written against: the graph builder, with torch's dtypes and symbolic sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import sympy
+import torch
+
+from ...ir.errors import UnsupportedError
+from ...ir.trees import Path, is_float
+from ..builder import GraphBuilder, Shape, Value
+from .arrays import dtype_of
+
+Size = int | torch.SymInt
+MAX_INT64 = 2**63 - 1
+
+
+SEED: Path = ("interlux", "seed")  # where an imported model keeps the seed of its random numbers
+
+
+class Modes(Protocol):
+    """What is known of a node's behaviour in training and in evaluation."""
+
+    def mode(self, node: torch.fx.Node, training: bool) -> str:
+        """follow, always or never, for a node exported with this training flag."""
+
+    def dropout_rate(self, node: torch.fx.Node, probability: float) -> tuple[float, str]:
+        """The probability and mode of dropout that has no flag of its own, exported with this probability."""
+
+
+class TorchBuilder(GraphBuilder):
+    """A graph builder for one exported program.
+
+    `node` is the fx node that is being lowered; `result` what torch says of its result.
+    """
+
+    def __init__(self, dim_names: dict[str, str], modes: Modes, stored: Mapping[Path, Value]):
+        super().__init__()
+        self.node_now: torch.fx.Node | None = None
+        self.modes = modes
+        self.seed = GraphBuilder.stored(SEED, np.zeros(2, np.uint32))
+        self._stored = stored
+        self.dim_names = dim_names  # of torch's symbols
+        self._symbols: dict[str, tuple[Value, int, int]] = {}  # symbol -> input, axis, factor
+        self._sizes: dict[str, Value] = {}
+
+    # --- sizes
+
+    def bind_symbols(self, value: Value, sizes: Sequence[Size]) -> None:
+        """Says on which axes of an input the symbols are found."""
+        for axis, size in enumerate(sizes):
+            if isinstance(size, torch.SymInt):
+                factor, rest = size.node.expr.as_coeff_Mul()
+                if rest.is_Symbol:
+                    self._symbols.setdefault(str(rest), (value, axis, int(factor)))
+
+    def shape(self, sizes: Iterable[Size]) -> Shape:
+        """Sizes as the IR keeps them: ints, or expressions of named dimensions."""
+        return tuple(s if isinstance(s, int) else self.expression(s) for s in sizes)
+
+    def expression(self, size: torch.SymInt) -> int | str:
+        expr = size.node.expr
+        if expr.is_Integer:
+            return int(expr)
+        names = {s: sympy.Symbol(self.dim_names.get(str(s), str(s)), integer=True) for s in expr.free_symbols}
+        return str(expr.xreplace(names))
+
+    def size(self, size: Size) -> Value:
+        """A size as an int64 vector of one element. int(SymInt) would silently take the example's size."""
+        if isinstance(size, int):
+            return self.ints(size)
+        return self._expr(size.node.expr)
+
+    def _expr(self, expr: sympy.Expr) -> Value:
+        key = str(expr)
+        if key not in self._sizes:
+            self._sizes[key] = self._lower_expr(expr)
+        return self._sizes[key]
+
+    def _lower_expr(self, expr: sympy.Expr) -> Value:
+        if expr.is_Integer:
+            return self.ints(int(expr))
+        if expr.is_Symbol:
+            if str(expr) not in self._symbols:
+                raise UnsupportedError(f"a size that depends on the data ({expr}){self.where()}")
+            value, axis, factor = self._symbols[str(expr)]
+            size = self.Shape(value, start=axis, end=axis + 1)
+            return size if factor == 1 else self.Div(size, self.ints(factor))
+        arguments = [self._expr(a) for a in expr.args]
+        kind = expr.func.__name__
+        if kind in ("Add", "Mul", "Max", "Min"):
+            result = arguments[0]
+            for argument in arguments[1:]:
+                result = self.primitive(kind, (result, argument), {})
+            return result
+        if kind in ("FloorDiv", "CleanDiv"):  # sizes are not negative: truncation is the floor
+            return self.Div(*arguments)
+        if kind in ("Mod", "PythonMod"):
+            return self.Mod(*arguments)
+        raise UnsupportedError(f"the size expression {expr} ({kind}){self.where()}")
+
+    def sizes(self, sizes: Sequence[Size]) -> Value:
+        """Sizes as an int64 vector, all of them explicit."""
+        if all(isinstance(s, int) for s in sizes):
+            return self.ints(*(int(s) for s in sizes))
+        parts: list[Value] = []
+        static: list[int] = []
+        for s in sizes:
+            if isinstance(s, int):
+                static.append(s)
+                continue
+            if static:
+                parts.append(self.ints(*static))
+                static = []
+            parts.append(self.size(s))
+        if static:
+            parts.append(self.ints(*static))
+        return parts[0] if len(parts) == 1 else self.Concat(*parts, axis=0)
+
+    def reshape(self, x: Value, sizes: Sequence[Size]) -> Value:
+        """x in another shape; a single dynamic size is left to Reshape (-1)."""
+        dynamic = [i for i, s in enumerate(sizes) if not isinstance(s, int)]
+        if len(dynamic) == 1 and 0 not in sizes:
+            return self.Reshape(x, self.ints(*(-1 if i in dynamic else int(s) for i, s in enumerate(sizes))))
+        allow = {"allowzero": 1} if 0 in sizes else {}
+        return self.Reshape(x, self.sizes(sizes), **allow)
+
+    # --- training and evaluation
+
+    def mode(self, training: bool) -> str:
+        assert self.node_now is not None
+        return self.modes.mode(self.node_now, training)
+
+    def dropout_rate(self, probability: float) -> tuple[float, str]:
+        assert self.node_now is not None
+        return self.modes.dropout_rate(self.node_now, probability)
+
+    def batch_counter(self, running_mean: Value | None) -> Value | None:
+        """The counter of batches that torch keeps beside a running mean."""
+        if running_mean is None or running_mean.path is None:
+            return None
+        return self._stored.get((*running_mean.path[:-1], "num_batches_tracked"))
+
+    # --- values
+
+    @property
+    def result(self) -> Any:
+        """torch's description of the present node's result: a tensor without data, or a tuple of them."""
+        assert self.node_now is not None
+        return self.node_now.meta["val"]
+
+    @property
+    def result_dtype(self) -> np.dtype[Any]:
+        return dtype_of(self.result.dtype)
+
+    def value(self, x: Any, dtype: Any = None) -> Value:
+        """A tensor, number or size as a value of a dtype."""
+        if isinstance(x, Value):
+            return x if dtype is None else self.cast(x, dtype)
+        if isinstance(x, torch.SymInt):
+            scalar = self.Squeeze(self.size(x), self.ints(0))
+            return scalar if dtype is None else self.cast(scalar, dtype)
+        if isinstance(x, torch.SymFloat | torch.SymBool):
+            raise UnsupportedError(f"a number computed from sizes ({x}){self.where()}")
+        return self.const(np.array(x, dtype))
+
+    def rank(self, x: Value) -> int:
+        return self.rank_of(x)
+
+    def axis(self, axis: int, rank: int) -> int:
+        return axis + rank if axis < 0 else axis

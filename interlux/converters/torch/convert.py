@@ -1,0 +1,270 @@
+"""`from_torch`: a module, an exported program or a .pt2 file into a model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...ir import trees
+from ...ir.errors import InvalidModelError, UnsupportedError
+from ...ir.graph import ByMode, Graph
+from ...ir.layer import Layer
+from ...ir.layers.random import fresh_seed
+from ...ir.model import Dimension, Model, Signature, TensorSpec
+from ...ir.trees import Path
+from .arrays import to_numpy
+from .builder import SEED, Modes
+from .export import Args, as_call, dimension_names, export, in_mode
+from .importer import ProgramImporter
+from .modes import PairedModes, SingleMode, single
+from .structure import leaf_names, structure
+
+Program = torch.export.ExportedProgram
+Names = Mapping[tuple[str, int], str] | None  # of dynamic dimensions, by input and axis
+
+
+def from_torch(
+    source: torch.nn.Module | Program | str | os.PathLike[str],
+    example_inputs: Any = None,
+    dynamic_shapes: Any = "batch",
+    *,
+    name: str | None = None,
+    seed: int = 0,
+) -> Model:
+    """Imports a PyTorch network with its weights.
+
+    Arguments:
+        source: a module (left as it is), a torch.export.ExportedProgram, or the path of a .pt2 file. A file is read
+            without running anything in it.
+        example_inputs: for a module: a tensor, a tuple of arguments, a dict of keyword arguments, or a pair of both.
+        dynamic_shapes: for a module: "batch" (axis 0 of every input that has the size of the first), "auto", None for
+            fixed sizes, or what torch.export.export takes.
+        name: of the model; the class of the module by default.
+        seed: of the random numbers in training (dropout).
+
+    Returns:
+        A model whose parameters and states have the names of the `state_dict`. `train=True` works without another
+        import: a module is exported in both modes.
+
+    Raises UnsupportedError with every operator that cannot be imported and its place, or with torch.export's reason.
+    """
+    if isinstance(source, torch.nn.Module):
+        if example_inputs is None:
+            raise InvalidModelError("from_torch needs example_inputs for a module, e.g. (torch.randn(2, 3, 224, 224),)")
+        return _from_module(source, *as_call(example_inputs), dynamic_shapes, name, seed)
+    if isinstance(source, Program):
+        program, label = source, name or "ExportedProgram"
+    elif isinstance(source, str | os.PathLike):
+        from .pt2 import load_exported_program
+
+        program, label = load_exported_program(source), name or os.path.splitext(os.path.basename(source))[0]
+    else:
+        raise InvalidModelError(
+            f"from_torch takes an nn.Module, an ExportedProgram or a path, not {type(source).__name__}"
+        )
+    stored = _Stored(program.state_dict, program)
+    modes = single(program.graph)
+    layer = _graph(program, modes, stored, fresh=False)
+    notes = ()
+    if not modes.follows:
+        notes = (
+            "exported in evaluation: batch normalisation and dropout follow train=True again, but what the module's own "
+            "code does differently in training is not in the file",
+        )
+    return _model(layer, program, stored, label, seed, notes)
+
+
+def _from_module(
+    module: torch.nn.Module, args: Args, kwargs: Mapping[str, Any], dynamic_shapes: Any, name: str | None, seed: int
+) -> Model:
+    with in_mode(module, train=False):
+        evaluation = export(module, args, kwargs, dynamic_shapes)
+    notes: tuple[str, ...] = ()
+    try:
+        with in_mode(module, train=True):
+            training = export(module, args, kwargs, dynamic_shapes)
+    except UnsupportedError as error:  # evaluation is what most conversions are for
+        training = None
+        notes = (f"evaluation only, the training mode cannot be exported: {error}",)
+    state = dict(module.state_dict(keep_vars=True))
+    stored = _Stored(state, evaluation, training)
+    label = name or type(module).__name__
+    names = dimension_names(dynamic_shapes, module, args, kwargs)
+    layer: Layer
+    if training is None:
+        layer = _graph(evaluation, SingleMode(None), stored, names, fresh=True)
+    elif (paired := PairedModes.of(training.graph, evaluation.graph)) is not None:
+        layer = _graph(training, paired, stored, names, fresh=True)
+    else:
+        alone = SingleMode(None)
+        layer = ByMode(
+            _graph(training, alone, stored, names, fresh=True), _graph(evaluation, alone, stored, names, fresh=True)
+        )
+        notes += ("the module's code differs between training and evaluation: both graphs are kept",)
+    return _model(layer, evaluation, stored, label, seed, notes, names)
+
+
+class _Stored:
+    """The named tensors of a program: where each is stored, and which names are tied."""
+
+    def __init__(self, state: Mapping[str, Any], *programs: Program | None):
+        tensors: dict[str, torch.Tensor] = {}
+        for key, value in state.items():
+            if not isinstance(value, torch.Tensor):
+                raise UnsupportedError(f"state_dict entry {key!r} is no tensor but {type(value).__name__}")
+            tensors[key] = value
+        self.state_dict = list(tensors)
+        for program in programs:
+            if program is not None:
+                constants = {k: v for k, v in program.constants.items() if isinstance(v, torch.Tensor)}
+                tensors |= {k: v for k, v in constants.items() if k not in tensors}
+                # names under which the graph knows parameters that the state_dict calls otherwise
+                tensors |= {k: v for k, v in program.state_dict.items() if k not in tensors}
+        self.tensors = tensors
+        self.canonical: dict[str, Path] = {}
+        self.aliases: dict[Path, Path] = {}
+        seen: dict[tuple[Any, ...], str] = {}
+        for key, tensor in tensors.items():
+            identity = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+            first = seen.setdefault(identity, key) if tensor.numel() else key
+            self.canonical[key] = trees.path_of(first)
+            if first != key and key in self.state_dict:
+                self.aliases[trees.path_of(key)] = trees.path_of(first)
+        self._check_overlap({k: tensors[k] for k in seen.values()})
+
+    @staticmethod
+    def _check_overlap(tensors: Mapping[str, torch.Tensor]) -> None:
+        """Refuses tensors that share part of their memory: training them apart would be wrong."""
+
+        def extent(t: torch.Tensor) -> tuple[int, int]:
+            reach = sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True))
+            return t.data_ptr(), t.data_ptr() + (reach + 1) * t.element_size()
+
+        spans = sorted((*extent(t), key) for key, t in tensors.items() if t.numel())
+        for (_, end, first), (start, _, second) in zip(spans, spans[1:], strict=False):
+            if start < end:
+                raise UnsupportedError(f"{first!r} and {second!r} share part of their memory; make them separate tensors")
+
+    def trees(self) -> tuple[trees.Tree, trees.Tree]:
+        """Parameters and states as numpy: what requires a gradient is a parameter."""
+        params: list[tuple[Path, np.ndarray]] = []
+        states: list[tuple[Path, np.ndarray]] = []
+        for key, tensor in self.tensors.items():
+            path = self.canonical[key]
+            if path == trees.path_of(key):
+                (params if tensor.requires_grad else states).append((path, to_numpy(tensor)))
+        return trees.from_leaves(params), trees.from_leaves(states)
+
+
+def _graph(program: Program, modes: Modes, stored: _Stored, names: Names = None, *, fresh: bool) -> Graph:
+    importer = ProgramImporter(program, modes, stored.canonical, dim_names(program, names), fresh)
+    graph = importer.run()
+    trained = [trees.name_of(p) for p in importer.written if stored.tensors[trees.name_of(p)].requires_grad]
+    if trained:
+        raise UnsupportedError("the module's forward writes to its parameters", trained)
+    stored.tensors |= {trees.name_of(p): torch.from_numpy(a) for p, a in importer.op.extra_states.items()}
+    stored.canonical |= {trees.name_of(p): p for p in importer.op.extra_states}
+    return graph
+
+
+def _user_inputs(program: Program) -> list[torch.fx.Node]:
+    names = set(program.graph_signature.user_inputs)
+    return [n for n in program.graph.nodes if n.op == "placeholder" and n.name in names]
+
+
+def dim_names(program: Program, given: Mapping[tuple[str, int], str] | None = None) -> dict[str, str]:
+    """Names for torch's symbols: those `given` for an input's axis, `batch` for axis 0 of the first input, else input
+    and axis."""
+    names: dict[str, str] = {}
+    for node in _user_inputs(program):
+        val = node.meta.get("val")
+        for axis, size in enumerate(val.shape if isinstance(val, torch.Tensor) else ()):
+            for symbol in size.node.expr.free_symbols if isinstance(size, torch.SymInt) else ():
+                wish = "batch" if axis == 0 and not names else f"{node.name}_{axis}"
+                names.setdefault(str(symbol), (given or {}).get((node.name, axis), wish))
+    return names
+
+
+def _model(
+    layer: Layer, program: Program, stored: _Stored, name: str, seed: int, notes: tuple[str, ...], names: Names = None
+) -> Model:
+    graph = layer.evaluation if isinstance(layer, ByMode) else layer
+    assert isinstance(graph, Graph)
+    params, states = stored.trees()
+    graphs = [layer.training, layer.evaluation] if isinstance(layer, ByMode) else [layer]
+    if any(SEED in g.paths() for g in graphs if isinstance(g, Graph)):
+        states = {**states, SEED[0]: {SEED[1]: fresh_seed(np.random.default_rng(seed))}}
+    metadata = {"source": "torch", "name": name, "state_dict": stored.state_dict}
+    return Model(layer, params, states, _signature(graph, program, dim_names(program, names)), stored.aliases, metadata, notes)
+
+
+def _signature(graph: Graph, program: Program, names: dict[str, str]) -> Signature:
+    inputs, dims = [], {}
+    leaves: list[Any] = []
+    examples = list(_user_inputs(program))
+    for spec in program.graph_signature.input_specs:
+        if spec.kind.name != "USER_INPUT":
+            continue
+        node = next((n for n in examples if n.name == getattr(spec.arg, "name", None)), None)
+        if node is None or not isinstance(node.meta.get("val"), torch.Tensor):
+            leaves.append({"value": getattr(spec.arg, "value", None)})
+            continue
+        leaves.append(len(inputs))
+        info = graph.values[graph.inputs[len(inputs)]]
+        inputs.append(TensorSpec(graph.inputs[len(inputs)], info.dtype, info.shape))
+        for size in node.meta["val"].shape:
+            if isinstance(size, torch.SymInt):
+                label, dimension = _dimension(size, program, names)
+                dims[label] = dimension
+    in_structure = _in_structure(program, leaves)
+    out_leaves: list[Any] = []
+    index = 0
+    for out in program.graph_signature.output_specs:
+        if out.kind.name != "USER_OUTPUT":
+            continue
+        if hasattr(out.arg, "value"):
+            out_leaves.append({"value": out.arg.value})
+        else:
+            out_leaves.append(index)
+            index += 1
+    form = structure(program.call_spec.out_spec, list(out_leaves))
+    labels = leaf_names(form)
+    outputs = tuple(
+        TensorSpec(labels[i], graph.values[value].dtype, graph.values[value].shape)
+        for i, value in enumerate(graph.outputs)
+    )
+    plain = form in (0, {"tuple": list(range(len(outputs)))})
+    return Signature(tuple(inputs), outputs, dims, in_structure, None if plain else form)
+
+
+def _dimension(size: torch.SymInt, program: Program, names: dict[str, str]) -> tuple[str, Dimension]:
+    """The name and range of an input's dynamic dimension."""
+    expr = size.node.expr
+    factor, symbol = expr.as_coeff_Mul()
+    label = str(expr.xreplace({s: type(s)(names.get(str(s), str(s)), integer=True) for s in expr.free_symbols}))
+    found = program.range_constraints.get(symbol)
+    low, high = (0, None) if found is None else (int(found.lower), found.upper)
+    upper = None if high is None or not getattr(high, "is_Integer", isinstance(high, int)) else int(high) * int(factor)
+    return label, Dimension(low * int(factor), upper, int(factor))
+
+
+def _in_structure(program: Program, leaves: list[Any]) -> Any:
+    """Positional and keyword arguments by name; None if they are just the input tensors."""
+    spec = program.call_spec.in_spec
+    if spec is None:
+        return None
+    form = structure(spec, list(leaves))
+    args, kwargs = form["tuple"]
+    positional = args.get("tuple", args.get("list"))
+    by_name = kwargs.get("dict", {})
+    if not by_name and all(isinstance(a, int) for a in positional):
+        return None
+    call = next((c for c in program.module_call_graph if c.fqn == ""), None)
+    names = getattr(call.signature, "forward_arg_names", None) if call is not None and call.signature else None
+    labels = list(names or [])[: len(positional)]
+    labels += [f"argument_{i}" for i in range(len(labels), len(positional))]
+    return {"args": dict(zip(labels, positional, strict=True)), "kwargs": by_name}

@@ -1,0 +1,21 @@
+"""The table of lowerings by ATen operator and overload, e.g. `linear.default`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+Lowering = Callable[..., Any]
+Mode = str
+LOWERINGS: dict[str, Lowering] = {}
+
+
+def aten(*names: str) -> Callable[[Lowering], Lowering]:
+    """Enters a lowering under names of ATen operators; a name without overload means `.default`."""
+
+    def enter(function: Lowering) -> Lowering:
+        for name in names:
+            LOWERINGS[name if "." in name else f"{name}.default"] = function
+        return function
+
+    return enter

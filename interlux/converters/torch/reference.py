@@ -1,0 +1,124 @@
+"""A PyTorch network as the source that conversions are compared with, in its own dtype and in float64."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ...ir.errors import InvalidModelError
+from ...ir.model import Model
+from .arrays import to_numpy, to_torch
+
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+
+
+class _InFloat64(TorchDispatchMode):
+    """Makes code that names a float type itself (x.float(), zeros(…, dtype=float32)) compute in float64.
+
+    Without it, a model that casts to float32 inside would have a "float64" reference that is wrong in the 8th digit.
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def widen(value: Any) -> Any:
+            return torch.float64 if isinstance(value, torch.dtype) and value in _FLOATS else value
+
+        args, kwargs = (pytree.tree_map(widen, part) for part in (args, kwargs or {}))
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def _default_float64() -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _double(value: Any) -> Any:
+    return value.double() if isinstance(value, torch.Tensor) and value.dtype in _FLOATS else value
+
+
+class TorchSource:
+    """A module or exported program as a reference.
+
+    Arguments:
+        source: an nn.Module, or an exported program.
+        model: what was imported from it; its signature says how to call the source.
+    """
+
+    def __init__(self, source: torch.nn.Module | torch.export.ExportedProgram, model: Model):
+        if isinstance(source, torch.export.ExportedProgram):
+            self.description = "the exported program in PyTorch"
+            self._module: torch.nn.Module = source.module(check_guards=False)
+            self._wide: torch.nn.Module = _widened(copy.deepcopy(source)).module(check_guards=False)
+        else:
+            self.description = f"{type(source).__name__} in PyTorch"
+            self._module = copy.deepcopy(source).eval()
+            self._wide = copy.deepcopy(source).eval()
+            _widen_module(self._wide)
+        self._signature = model.require_signature()
+
+    def run(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
+        """The source's outputs in its own dtype, in the order of the signature."""
+        return self._call(self._module, [to_torch(a) for a in arrays])
+
+    def run_float64(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
+        """The same computed in float64 throughout; integers stay."""
+        with _default_float64(), _InFloat64():
+            return self._call(self._wide, [_double(to_torch(a)) for a in arrays])
+
+    def _call(self, module: torch.nn.Module, tensors: list[torch.Tensor]) -> list[np.ndarray]:
+        form = self._signature.in_structure
+
+        args: list[Any]
+        kwargs: dict[str, Any]
+
+        def build(structure: Any) -> Any:
+            if isinstance(structure, int):
+                return tensors[structure]
+            if "value" in structure:
+                return structure["value"]
+            if "dict" in structure:
+                return {k: build(v) for k, v in structure["dict"].items()}
+            kind = tuple if "tuple" in structure else list
+            return kind(build(v) for v in structure.get("tuple", structure.get("list")))
+
+        if form is None:
+            args, kwargs = tensors, {}
+        else:
+            args = [build(s) for s in form["args"].values()]
+            kwargs = {name: build(s) for name, s in form["kwargs"].items()}
+        with torch.no_grad():
+            results = [x for x in pytree.tree_leaves(module(*args, **kwargs)) if isinstance(x, torch.Tensor)]
+        if len(results) != len(self._signature.outputs):
+            raise InvalidModelError(
+                f"the source gives {len(results)} tensors, the model {len(self._signature.outputs)}"
+            )
+        return [to_numpy(r) for r in results]
+
+
+def _widen_module(module: torch.nn.Module) -> None:
+    module.double()
+    for part in module.modules():  # tensors that are plain attributes are not moved by double()
+        for name, value in list(vars(part).items()):
+            if isinstance(value, torch.Tensor):
+                setattr(part, name, _double(value))
+
+
+def _widened(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    for store in (program.state_dict, program.constants):
+        for name, value in store.items():
+            wide = _double(value)
+            if isinstance(value, torch.nn.Parameter) and wide is not value:
+                wide = torch.nn.Parameter(wide.detach(), value.requires_grad)
+            store[name] = wide
+    return program

@@ -1,0 +1,391 @@
+"""The criterion: how large an error is, measured in the errors that the source itself makes.
+
+For every part of an output (the whole of it in one probe, one index along axis 0 of it, one channel over all probes of a
+kind) the RMS error of the target against the source's run in float64 is divided by the RMS error that the source makes
+there in its own dtype. Correct conversions are near 1, whatever the scale and the dtype; wrong ones are far above.
+
+The source's error is one draw of a random variable, and may be small by luck, down to exact. Three things guard against a
+false alarm from that: the source is also run on inputs moved by one unit in the last place, which draws again and shows
+how sensitive it is; a part is judged at the error that is usual among parts of its size; and no error below
+unit roundoff · √depth counts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ...ir import trees
+from .probes import BOUNDARY, LARGE, SUBNORMAL, ZEROS, Probe
+
+LIMIT = 4.0
+# Below this many values a pooled error may still be small by luck.
+ENOUGH_VALUES = 32
+# A channel whose size rests on fewer values than this (participation number) is judged at the size of the whole.
+ENOUGH_SIZEABLE = 8
+# A channel is not judged at less than this part of the error of the whole.
+LEAST_SHARE = 1e-3
+# A source whose own error is larger than this says too little to judge a conversion.
+HOPELESS = 0.25
+MAX_CHANNELS = 65536
+_HUGE = 1e150  # beyond this squares overflow; counted as not finite
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the source says for one probe.
+
+    Arguments:
+        reference: outputs in float64.
+        own: outputs in the source's own dtypes.
+        draws: for each draw of the source's rounding error, the errors of all outputs (None: not known for this output).
+    """
+
+    reference: list[np.ndarray]
+    own: list[np.ndarray]
+    draws: list[list[np.ndarray | None]]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The judgement of one output on one backend. Numbers are NaN where they do not apply."""
+
+    ratio: float = math.nan
+    slice_ratio: float = math.nan
+    slice_name: str = ""
+    source_error: float = math.nan
+    target_error: float = math.nan
+    probe: str = ""
+    reason: str = ""
+    top1: float = math.nan
+    kl: float = math.nan
+    notes: tuple[str, ...] = ()
+
+
+@dataclass
+class _Part:
+    """Mean squares of the reference and of both errors over some parts of an output: arrays with one entry each."""
+
+    size: np.ndarray  # of the reference
+    own: np.ndarray  # of the source's error, the largest draw
+    pooled: np.ndarray  # of the source's error, all draws
+    target: np.ndarray
+    values: np.ndarray  # how many there are in a part
+
+    def root(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        return np.sqrt(self.size), np.sqrt(self.own), np.sqrt(self.pooled), np.sqrt(self.target)
+
+
+@dataclass
+class _Channels:
+    """Sums over all probes of a kind, for every index of one axis."""
+
+    square: np.ndarray
+    fourth: np.ndarray
+    own: np.ndarray
+    target: np.ndarray
+    values: int = 0
+    draws: int = 1
+
+
+@dataclass
+class _Measured:
+    """One probe of a floating-point output."""
+
+    probe: Probe
+    whole: _Part
+    rows: _Part | None
+
+
+@dataclass
+class Comparison:
+    """Collects one output of one backend over the probes, then judges it.
+
+    Arguments:
+        depth: of the graph.
+    """
+
+    depth: int
+    _unit: float = 0.0
+    _tiny: float = 0.0
+    _measured: list[_Measured] = field(default_factory=list)
+    _channels: dict[tuple[str, int, int], _Channels] = field(default_factory=dict)
+    _failure: Finding | None = None
+    _probes: int = 0
+    _agreeing: int = 0
+    _ranked: int = 0
+    _divergence: float = 0.0
+    _empty: bool = True  # no finite value was compared
+    _exact: bool = False
+
+    def add(self, probe: Probe, alternatives: Sequence[tuple[Expected, int]], target: np.ndarray) -> None:
+        """One probe.
+
+        Arguments:
+            alternatives: what the source says, and the number of the output in it; the target may agree with either.
+            target: the backend's output.
+        """
+        self._probes += 1
+        if self._failure is not None:
+            return
+        reasons = []
+        candidates = []
+        for expected, k in alternatives:
+            reference, own = expected.reference[k], expected.own[k]
+            reason = exact_difference(reference, own, target, probe.kind == LARGE)
+            if reason:
+                reasons.append(reason)
+            elif not trees.is_float(own.dtype) and own.dtype.kind != "c":
+                self._exact, self._empty = True, False
+                return
+            else:
+                draws = [errors[k] for errors in expected.draws]
+                candidates.append((reference, own, [d for d in draws if d is not None]))
+        if not candidates:
+            self._failure = Finding(probe=probe.name, reason=reasons[0])
+            return
+        self._set_unit(candidates[0][1].dtype)
+        measured = [self._measure(probe, *candidate, target) for candidate in candidates]
+        best = min(measured, key=lambda m: float(m.whole.target[0]))
+        self._measured.append(best)
+        reference, own, draws = candidates[measured.index(best)]
+        if probe.kind not in (ZEROS, SUBNORMAL, BOUNDARY):
+            self._add_channels(probe.kind, *_comparable(reference, own, target, draws))
+            if probe.kind != LARGE:
+                self._add_ranking(own, target)
+
+    def judge(self) -> Finding:
+        """The finding; its `reason` is empty if the output passed."""
+        if self._failure is not None:
+            return self._failure
+        if self._exact or not self._measured:
+            return Finding()
+        if self._empty:
+            return Finding(reason="no finite value could be compared: the source gives NaN or infinity everywhere")
+        floor = self._unit * math.sqrt(max(self.depth, 1))
+        usual = self._usual(floor)
+        base = next(iter(usual.values())) if not (set(usual) & {"normal", "user"}) else usual.get("normal", usual.get("user"))
+        assert base is not None
+        worst = Finding(ratio=-1.0)
+        worst_slice, slice_name, slice_probe = -1.0, "", ""
+        for m in self._measured:
+            size_of_kind, relative = usual[m.probe.kind]
+            if m.probe.kind in (ZEROS, SUBNORMAL, BOUNDARY):  # too few and too special to say what is usual
+                size_of_kind, relative = max(size_of_kind, base[0]), max(relative, base[1])
+            else:
+                relative = max(relative, base[1])
+            size, own, _, target = (float(v[0]) for v in m.whole.root())
+            allowed = max(own, relative * max(size, size_of_kind), self._tiny)
+            if target / allowed > worst.ratio:
+                scale = max(size, self._tiny)
+                worst = Finding(target / allowed, source_error=own / scale, target_error=target / scale, probe=m.probe.name)
+            if m.rows is not None:
+                ratios = self._row_ratios(m, size_of_kind, relative, floor)
+                i = int(np.argmax(ratios))
+                if ratios[i] > worst_slice:
+                    worst_slice, slice_name, slice_probe = float(ratios[i]), f"row {i}", m.probe.name
+        for (kind, axis, _), channels in self._channels.items():
+            found = self._channel_ratios(channels, usual[kind], floor)
+            i = int(np.argmax(found))
+            if found[i] > worst_slice:
+                worst_slice, slice_name, slice_probe = float(found[i]), f"index {i} of axis {axis}", f"all {kind} inputs"
+        reason = ""
+        if base[1] > HOPELESS:
+            reason = f"the source's own error is {base[1]:.0%} of its output: too inexact to judge a conversion by"
+        elif worst.ratio > LIMIT:
+            reason = (
+                f"error {worst.target_error:.1e} where the source's own is {worst.source_error:.1e}: "
+                f"{worst.ratio:.3g} times what rounding explains, the limit is {LIMIT:g}"
+            )
+        elif worst_slice > LIMIT:
+            reason = f"{slice_name} ({slice_probe}): {worst_slice:.3g} times what rounding explains, the limit is {LIMIT:g}"
+        return Finding(
+            worst.ratio,
+            worst_slice if worst_slice >= 0 else worst.ratio,
+            slice_name,
+            worst.source_error,
+            worst.target_error,
+            worst.probe,
+            reason,
+            self._agreeing / self._ranked if self._ranked else math.nan,
+            self._divergence / self._ranked if self._ranked else math.nan,
+        )
+
+    # --- measuring
+
+    def _set_unit(self, dtype: np.dtype[Any]) -> None:
+        import ml_dtypes
+
+        info = ml_dtypes.finfo(dtype if trees.is_float(dtype) else np.zeros(0, dtype).real.dtype)
+        self._unit, self._tiny = float(info.eps) / 2, float(info.tiny)
+        if info.bits == 64:  # the reference is no better than the source: both err, and neither error is known
+            self._unit *= 4
+
+    def _measure(
+        self, probe: Probe, reference: np.ndarray, own: np.ndarray, draws: list[np.ndarray], target: np.ndarray
+    ) -> _Measured:
+        r, t, errors = _comparable(reference, own, target, draws)
+        if t.size and np.any(np.isfinite(np.asarray(target).astype(r.dtype))):
+            self._empty = False
+
+        def part(axes: tuple[int, ...] | None) -> _Part:
+            def mean(x: np.ndarray) -> np.ndarray:
+                squares = (x * x.conj()).real
+                return np.atleast_1d(squares.mean(axis=axes)) if squares.size else np.zeros(1)
+
+            means = [mean(e) for e in errors] or [np.zeros_like(mean(r))]
+            size = mean(r)
+            values = np.full(size.shape, r.size // max(size.size, 1))
+            return _Part(size, np.max(means, axis=0), np.mean(means, axis=0), mean(t), values)
+
+        sliced = r.ndim >= 2 and r.shape[0] > 1 and r.size > 0
+        return _Measured(probe, part(None), part(tuple(range(1, r.ndim))) if sliced else None)
+
+    def _add_channels(self, kind: str, r: np.ndarray, t: np.ndarray, errors: list[np.ndarray]) -> None:
+        if not r.size:
+            return
+        for axis in range(1, r.ndim):
+            n = r.shape[axis]
+            if not 2 <= n <= MAX_CHANNELS:
+                continue
+            other = tuple(a for a in range(r.ndim) if a != axis)
+            c = self._channels.setdefault(
+                (kind, axis, n), _Channels(np.zeros(n), np.zeros(n), np.zeros(n), np.zeros(n), draws=max(len(errors), 1))
+            )
+            square = (r * r.conj()).real
+            c.square += square.sum(axis=other)
+            c.fourth += (square * square).sum(axis=other)
+            c.own += sum(((e * e.conj()).real.sum(axis=other) for e in errors), np.zeros(n))
+            c.target += (t * t.conj()).real.sum(axis=other)
+            c.values += r.size // n
+
+    def _add_ranking(self, own: np.ndarray, target: np.ndarray) -> None:
+        """Top-1 agreement and KL divergence of softmax along the last axis."""
+        if own.ndim < 2 or own.shape[-1] < 2 or own.dtype.kind == "c":
+            return
+        p, q = (x.astype(np.float64).reshape(-1, own.shape[-1]) for x in (own, target))
+        finite = np.isfinite(p).all(axis=1) & np.isfinite(q).all(axis=1)
+        p, q = p[finite], q[finite]
+        log_p, log_q = _log_softmax(p), _log_softmax(q)
+        self._ranked += len(p)
+        self._agreeing += int((p.argmax(axis=1) == q.argmax(axis=1)).sum()) if len(p) else 0
+        self._divergence += float((np.exp(log_p) * (log_p - log_q)).sum())
+
+    # --- judging
+
+    def _usual(self, floor: float) -> dict[str, tuple[float, float]]:
+        """The RMS of the reference and the relative error of the source, by kind."""
+        result = {}
+        for kind in dict.fromkeys(m.probe.kind for m in self._measured):
+            parts = [m.whole for m in self._measured if m.probe.kind == kind]
+            weights = [float(p.values[0]) for p in parts]
+            total = max(sum(weights), 1.0)
+            size = math.sqrt(sum(w * float(p.size[0]) for w, p in zip(weights, parts, strict=True)) / total)
+            error = math.sqrt(sum(w * float(p.pooled[0]) for w, p in zip(weights, parts, strict=True)) / total)
+            result[kind] = (size, max(error / size, floor) if size > self._tiny else floor)
+        return result
+
+    def _row_ratios(self, m: _Measured, size_of_kind: float, relative: float, floor: float) -> np.ndarray:
+        """Error ratios of the indices along axis 0.
+
+        A row is judged at the source's error among all rows of its decade of size, if they are many; else at the usual
+        error of the whole: a row of few values may be near 0 by cancellation, and then has a large relative error.
+        """
+        assert m.rows is not None
+        size, own, _, target = m.rows.root()
+        allowed = np.maximum(own, relative * np.maximum(size, size_of_kind))
+        if m.probe.kind not in (ZEROS, SUBNORMAL, BOUNDARY):
+            sizes, pooled, counts = self._rows_of(m.probe.kind)
+            decades, own_decades = _decade(sizes), _decade(size)
+            for decade in np.unique(own_decades[size > self._tiny]):
+                same = decades == decade
+                if counts[same].sum() >= ENOUGH_VALUES and same.sum() >= ENOUGH_SIZEABLE:
+                    usual = math.sqrt(np.average(pooled[same], weights=counts[same]))
+                    here = own_decades == decade
+                    allowed[here] = np.maximum(np.maximum(own, floor * size), usual)[here]
+        # the largest of many errors is larger than 4 of them alone would be
+        allowed = allowed * max(1.0, math.sqrt(2 * math.log(len(size))) / 2)
+        return target / np.maximum(allowed, self._tiny)
+
+    def _rows_of(self, kind: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        rows = [m.rows for m in self._measured if m.probe.kind == kind and m.rows is not None]
+        return (
+            np.sqrt(np.concatenate([r.size for r in rows])),
+            np.concatenate([r.pooled for r in rows]),
+            np.concatenate([r.values for r in rows]),
+        )
+
+    def _channel_ratios(self, c: _Channels, usual: tuple[float, float], floor: float) -> np.ndarray:
+        """Error ratios of the indices of one axis over all probes of a kind: sees a wrong channel among larger ones."""
+        size, own, target = (np.sqrt(v / max(c.values, 1)) for v in (c.square, c.own / c.draws, c.target))
+        sizeable = np.divide(c.square**2, c.fourth, out=np.zeros_like(size), where=c.fourth > 0)
+        whole = usual[0] * usual[1]
+        trusted = (sizeable >= ENOUGH_SIZEABLE) & (c.values >= ENOUGH_VALUES)
+        allowed = np.where(trusted, np.maximum(floor * size, LEAST_SHARE * whole), np.maximum(whole, floor * size))
+        allowed = np.maximum(allowed, own) * max(1.0, math.sqrt(2 * math.log(len(size))) / 2)
+        return target / np.maximum(allowed, self._tiny)
+
+
+def exact_difference(reference: np.ndarray, own: np.ndarray, target: np.ndarray, large: bool = False) -> str:
+    """What differs that must be equal, in words; empty if nothing does.
+
+    Arguments:
+        reference, own, target: one output of the source in float64, of the source, of the target.
+        large: whether the inputs are so large that a float may overflow on the way: then the target may be finite where
+            the source has overflowed and float64 has not.
+    """
+    if target.dtype != own.dtype:
+        return f"dtype {target.dtype.name}, the source has {own.dtype.name}"
+    if target.shape != own.shape:
+        return f"shape {target.shape}, the source has {own.shape}"
+    if not trees.is_float(own.dtype) and own.dtype.kind != "c":
+        wrong = (target != own) & (target != reference)
+        if (n := int(np.count_nonzero(wrong))) == 0:
+            return ""
+        at = tuple(int(i) for i in np.argwhere(wrong)[0])
+        return f"{n} of {wrong.size} values differ, e.g. {target[at]} instead of {own[at]} at {list(at)}"
+    kinds_own, kinds_target = _kind_of(own), _kind_of(target)
+    wrong = kinds_own != kinds_target
+    if large:
+        wrong &= ~((kinds_own != 0) & np.isfinite(reference))
+    if (n := int(np.count_nonzero(wrong))) == 0:
+        return ""
+    at = tuple(int(i) for i in np.argwhere(wrong)[0])
+    return f"NaN or infinity at other places ({n} of {wrong.size}), e.g. {target[at]} instead of {own[at]} at {list(at)}"
+
+
+def _kind_of(x: np.ndarray) -> np.ndarray:
+    """0 finite, 1 NaN, 2 +∞, 3 -∞."""
+    if x.dtype.kind == "c":
+        return 4 * _kind_of(x.real) + _kind_of(x.imag)
+    wide = x.astype(np.float64)
+    return np.isnan(wide) * 1 + np.isposinf(wide) * 2 + np.isneginf(wide) * 3
+
+
+def _comparable(
+    reference: np.ndarray, own: np.ndarray, target: np.ndarray, draws: list[np.ndarray]
+) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+    """The reference, the target's error and the source's errors, with 0 where one of the three results is not finite."""
+    wide = np.complex128 if own.dtype.kind == "c" else np.float64
+    r, s, t = (x.astype(wide) for x in (reference, own, target))
+    with np.errstate(invalid="ignore", over="ignore"):
+        usable = np.isfinite(r) & np.isfinite(s) & np.isfinite(t) & (np.abs(r) < _HUGE) & (np.abs(t) < _HUGE)
+        error = np.where(usable, t - r, 0)
+        errors = [np.where(usable & np.isfinite(d), d, 0) for d in draws]
+    return np.where(usable, r, 0), error, errors
+
+
+def _decade(x: np.ndarray) -> np.ndarray:
+    with np.errstate(divide="ignore"):
+        return np.floor(np.log10(x))
+
+
+def _log_softmax(x: np.ndarray) -> np.ndarray:
+    if not x.size:
+        return x
+    shifted = x - x.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))

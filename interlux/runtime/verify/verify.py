@@ -1,0 +1,310 @@
+"""Runs source and targets on the probes and reports."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ...ir import trees
+from ...ir.dtypes import dtype_named
+from ...ir.errors import InterluxError, InvalidModelError, ResourceLimitError, UnsupportedError
+from ...ir.graph import graph_of
+from ...ir.layer import Layer
+from ...ir.model import Model, TensorSpec
+from ..runner import first_line
+from . import probes as _probes
+from .bounds import integer_bounds
+from .compare import Comparison, Expected
+from .probes import LARGE, NORMAL, SMALL, SUBNORMAL, USER, Probe
+from .report import Report, Row, describe_model, environment
+from .source import Source
+
+Run = Callable[[list[np.ndarray]], Sequence[Any]]
+JITTERS = 2  # draws of the source's error besides its own run
+# How much smaller float64's rounding error is than float32's
+_DOUBLE_PER_SINGLE = 2.0**-29
+UNVERIFIABLE = "unverifiable: no output depends on the inputs, so that nothing can be compared"
+
+
+def verify(
+    source: Source,
+    model: Model,
+    backends: Sequence[str] = ("jax", "onnxruntime"),
+    *,
+    runners: Mapping[str, Run] | None = None,
+    inputs: Mapping[str, Any] | str | os.PathLike[str] | None = None,
+    seeds: int = 3,
+) -> Report:
+    """Compares a converted model on some backends with its source, against the source's own run in float64.
+
+    Arguments:
+        source: what was converted.
+        model: the result; its signature says how both are called.
+        backends: of jax and onnxruntime.
+        runners: more targets by label: functions of the input arrays, in the order of the signature, that return the
+            outputs in order.
+        inputs: arrays by input name, or the path of an .npz file with them, instead of the generated inputs.
+        seeds: how many draws of normal numbers for each combination of dynamic sizes.
+
+    Returns:
+        A report. A backend that cannot be made or run is a row that did not pass.
+
+    Raises UnsupportedError for an unknown backend, InvalidModelError if `inputs` don't fit the signature or the source
+    itself runs on none of the inputs.
+    """
+    signature = model.require_signature()
+    makers = {name: _maker(name, model) for name in backends}
+    if runners:
+        makers |= {label: lambda run=run: run for label, run in runners.items()}  # type: ignore[misc]
+    if not makers:
+        raise UnsupportedError("there is nothing to verify: name a backend (jax, onnxruntime)")
+    judged = _Judged(source, model)
+    notes: list[str] = []
+    if inputs is not None:
+        judged.run([_probes.own(signature, inputs)], makers)
+        judged.vary()
+    else:
+        bounds = integer_bounds(model)
+        for wanted in _probes.SIZE_SETS:
+            judged.run(_probes.generated(signature, bounds, seeds, wanted), makers)
+            if any(p.kind == NORMAL for p in judged.done) or not _is_dynamic(signature.inputs):
+                break
+        unbounded = [
+            s.name
+            for s in signature.inputs
+            if s.bounds is None and s.name not in bounds and dtype_named(s.dtype).kind in "iu"
+        ]
+        if unbounded:
+            notes.append(f"the range of integer input {', '.join(unbounded)} is not known: 0 and 1 were used")
+    if not judged.done:
+        raise InvalidModelError(f"the source cannot be run, so that nothing can be verified: {judged.skipped[0][1]}")
+    notes += [f"{name} was left out, the source does not take it: {reason}" for name, reason in judged.skipped]
+    return judged.report(tuple(notes))
+
+
+@dataclass
+class _Target:
+    """One backend: how it runs (None when it has failed), and the comparison of each output."""
+
+    run: Run | None
+    outputs: list[Comparison]
+    failure: tuple[str, str] | None = None  # (probe, reason)
+
+
+@dataclass
+class _Judged:
+    """The state of one verification."""
+
+    source: Source
+    model: Model
+    done: list[Probe] = field(default_factory=list)
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    targets: dict[str, _Target] = field(default_factory=dict)
+    seen: dict[tuple[Any, ...], list[np.ndarray]] = field(default_factory=dict)  # references by input shapes
+    depends: set[int] = field(default_factory=set)  # outputs that differed between inputs of the same shapes
+
+    def run(self, probes: Any, makers: Mapping[str, Callable[[], Run]]) -> None:
+        for probe in probes:
+            try:
+                expected = self._expected(probe)
+            except InterluxError as error:
+                self.skipped.append((probe.name, first_line(error)))
+                continue
+            self.done.append(probe)
+            self._see(probe.arrays, expected.reference)
+            alternatives = [expected]
+            if probe.kind == SUBNORMAL:
+                alternatives.append(self._expected(Probe(probe.name, probe.kind, probe.flushed())))
+            for label, make in makers.items():
+                self._compare(label, make, probe, alternatives)
+
+    def vary(self) -> None:
+        """Runs the source on other inputs than the user's, to see which outputs depend on them."""
+        for probe in list(self.done):
+            arrays = _probes.varied(probe.arrays)
+            try:
+                self._see(arrays, self._checked(_guarded("the source in float64", self.source.run_float64, arrays)))
+            except InterluxError:
+                self.depends.update(range(len(self.model.require_signature().outputs)))  # cannot be told: not held against it
+
+    def report(self, notes: tuple[str, ...]) -> Report:
+        signature = self.model.require_signature()
+        names = [spec.name for spec in signature.outputs]
+        constant = [name for k, name in enumerate(names) if k not in self.depends]
+        unverifiable = len(constant) == len(names)
+        if constant and not unverifiable:
+            notes += (f"output {', '.join(constant)} is the same for all inputs: its computation is not verified",)
+        rows = []
+        for label, target in self.targets.items():
+            if target.failure is not None:
+                rows.append(Row(label, "", False, probe=target.failure[0], reason=target.failure[1]))
+                continue
+            for spec, comparison in zip(signature.outputs, target.outputs, strict=True):
+                finding = comparison.judge()
+                reason = finding.reason or (UNVERIFIABLE if unverifiable else "")
+                rows.append(
+                    Row(
+                        label,
+                        spec.name,
+                        not reason,
+                        finding.ratio,
+                        finding.slice_ratio,
+                        finding.slice_name,
+                        finding.source_error,
+                        finding.target_error,
+                        finding.probe,
+                        reason,
+                        finding.top1,
+                        finding.kl,
+                    )
+                )
+        return Report(
+            passed=bool(rows) and all(row.passed for row in rows),
+            rows=tuple(rows),
+            notes=notes + tuple(self.model.notes),
+            source=self.source.description,
+            model=describe_model(self.model),
+            probes=tuple(probe.name for probe in self.done),
+            environment=environment(),
+            tree=str(self.model),
+        )
+
+    # --- the source
+
+    def _expected(self, probe: Probe) -> Expected:
+        arrays = probe.arrays
+        own = self._checked(_guarded("the source", self.source.run, arrays))
+        reference = self._checked(_guarded("the source in float64", self.source.run_float64, arrays))
+        # An output whose shape depends on the data may have another one in float64; it is compared with the source's own.
+        reference = [r if r.shape == s.shape else s for r, s in zip(reference, own, strict=True)]
+        draws: list[list[np.ndarray | None]] = [
+            [None if _is_double(s) else _error(s, r) for s, r in zip(own, reference, strict=True)]
+        ]
+        single = getattr(self.source, "run_float32", None)
+        if single is not None and any(map(_is_double, own)):
+            rough = self._checked(_guarded("the source in float32", single, arrays))
+            draws.append(
+                [
+                    None if not _is_double(s) or (e := _error(x, r)) is None else e * _DOUBLE_PER_SINGLE
+                    for x, s, r in zip(rough, own, reference, strict=True)
+                ]
+            )
+        if probe.kind in (NORMAL, SMALL, LARGE, USER) and any(trees.is_float(a.dtype) for a in arrays):
+            for seed in range(JITTERS):
+                moved = self._checked(_guarded("the source", self.source.run, probe.jittered(seed)))
+                draws.append([_error(m, r) for m, r in zip(moved, reference, strict=True)])
+        return Expected(reference, own, draws)
+
+    def _checked(self, outputs: Sequence[Any]) -> list[np.ndarray]:
+        """The source's outputs as arrays. Raises InvalidModelError if their number is not the signature's."""
+        expected = len(self.model.require_signature().outputs)
+        if len(outputs) != expected:
+            raise InvalidModelError(f"the source gives {len(outputs)} outputs, the model's signature has {expected}")
+        return [np.asarray(y) for y in outputs]
+
+    def _see(self, arrays: list[np.ndarray], reference: list[np.ndarray]) -> None:
+        shapes = tuple(a.shape for a in arrays)
+        before = self.seen.setdefault(shapes, reference)
+        for k, (x, y) in enumerate(zip(before, reference, strict=True)):
+            if x.shape != y.shape or not np.array_equal(x, y, equal_nan=x.dtype.kind in "fc"):
+                self.depends.add(k)
+
+    # --- the targets
+
+    def _compare(self, label: str, make: Callable[[], Run], probe: Probe, alternatives: list[Expected]) -> None:
+        signature = self.model.require_signature()
+        target = self.targets.get(label)
+        try:
+            if target is None:
+                comparisons = [Comparison(_depth(self.model.layer)) for _ in signature.outputs]
+                target = self.targets[label] = _Target(None, comparisons)
+                target.run = make()
+                self._check_names(target.run)
+            if target.run is None:
+                return
+            outputs = [np.asarray(y) for y in _guarded(label, target.run, probe.arrays)]
+            if len(outputs) != len(signature.outputs):
+                raise InvalidModelError(f"{len(outputs)} outputs, the source has {len(signature.outputs)}")
+        except InterluxError as error:
+            assert target is not None
+            target.run, target.failure = None, (probe.name, first_line(error))
+            return
+        for k, (comparison, output) in enumerate(zip(target.outputs, outputs, strict=True)):
+            with np.errstate(all="ignore"):
+                comparison.add(probe, [(expected, k) for expected in alternatives], output)
+
+    def _check_names(self, run: Run) -> None:
+        """A runner that knows the names of its outputs says so by an attribute `output_names`."""
+        names = getattr(run, "output_names", None)
+        expected = [spec.name for spec in self.model.require_signature().outputs]
+        if names is not None and list(names) != expected:
+            raise InvalidModelError(f"outputs are named {', '.join(names)}, the source has {', '.join(expected)}")
+
+
+def _maker(name: str, model: Model) -> Callable[[], Run]:
+    """What makes a backend's runner when it is needed first."""
+
+    def jax() -> Run:
+        from ..jax import JaxRunner
+
+        return JaxRunner(model).run
+
+    def onnxruntime() -> Run:
+        from ..onnx import OnnxRunner
+
+        return OnnxRunner(model).run
+
+    makers = {"jax": jax, "onnxruntime": onnxruntime}
+    if name == "fused":
+        raise UnsupportedError("backend 'fused' cannot be verified yet; use jax or onnxruntime")
+    if name not in makers:
+        raise UnsupportedError(f"backend {name!r} is not known; use {' or '.join(makers)}")
+
+    def make() -> Run:
+        try:
+            return makers[name]()
+        except ImportError as error:
+            raise UnsupportedError(f"backend {name!r} is not installed ({first_line(error)})") from None
+
+    return make
+
+
+def _guarded(what: str, run: Run, arrays: list[np.ndarray]) -> Sequence[Any]:
+    """Runs foreign code. Its own exceptions become InterluxErrors, numpy's warnings about NaN and overflow are silenced."""
+    try:
+        with np.errstate(all="ignore"):
+            return run([a.copy() for a in arrays])
+    except InterluxError:
+        raise
+    except MemoryError as error:
+        raise ResourceLimitError(f"{what} ran out of memory: {first_line(error)}") from error
+    except Exception as error:  # frameworks raise what they like, some of it derived from Exception alone
+        raise InvalidModelError(f"{what} cannot run: {first_line(error)}") from error
+
+
+def _is_double(x: np.ndarray) -> bool:
+    return x.dtype in (np.dtype(np.float64), np.dtype(np.complex128))
+
+
+def _error(result: np.ndarray, reference: np.ndarray) -> np.ndarray | None:
+    if result.shape != reference.shape or not (trees.is_float(result.dtype) or result.dtype.kind == "c"):
+        return None
+    wide = np.complex128 if result.dtype.kind == "c" else np.float64
+    with np.errstate(invalid="ignore", over="ignore"):
+        return np.asarray(result.astype(wide) - reference.astype(wide))
+
+
+def _depth(layer: Layer) -> int:
+    """Layers on the longest path; for layers built by hand, all of them."""
+    graph = graph_of(layer)
+    if graph is not None:
+        return graph.depth()
+    return sum(_depth(child) for _, child in layer.children()) or 1
+
+
+def _is_dynamic(specs: Sequence[TensorSpec]) -> bool:
+    return any(not isinstance(size, int) for spec in specs for size in spec.shape)
