@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
@@ -9,13 +10,28 @@ import numpy as np
 from . import trees
 from .graph import Call, Graph, Node, graph_of
 from .layer import Layer
-from .layers.basic import Constant, Stored
+from .layers.basic import Constant, Operator, Stored
 from .model import Model
 
 
 def escaped(text: str) -> str:
     """Text from a model file without control characters, which could rewrite a terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def brief(layer: Layer) -> str:
+    """A layer with the fields that have no default, and those that differ from theirs."""
+    if not dataclasses.is_dataclass(layer) or isinstance(layer, Operator | Constant) or layer.children():
+        return repr(layer)
+    needed = {f.name: getattr(layer, f.name) for f in dataclasses.fields(layer) if f.default is dataclasses.MISSING}
+    plain = type(layer)(**needed)
+    changed = {
+        f.name: getattr(layer, f.name)
+        for f in dataclasses.fields(layer)
+        if f.name not in needed and getattr(layer, f.name) != getattr(plain, f.name)
+    }
+    parts = [f"{v!r}" for v in needed.values()] + [f"{k}={v!r}" for k, v in changed.items()]
+    return f"{type(layer).__name__}({', '.join(parts)})"
 
 
 def render(model: Model) -> str:
@@ -46,7 +62,7 @@ def _graph_rows(model: Model, graph: Graph) -> Iterator[tuple[str, str]]:
             f"{slot} {list(np.shape(model.array(path)))}" for slot, path in (*node.params, *node.states) if slot != "seed"
         ]
         made = ", ".join(str(graph.values[o]) for o in node.outputs if o in graph.values)
-        return repr(node.layer), "  ".join([*slots, f"-> {made}" if made else ""])
+        return brief(node.layer), "  ".join([*slots, f"-> {made}" if made else ""])
 
     def shown(item: Node | Call) -> bool:
         return isinstance(item, Call) or not isinstance(item.layer, Constant | Stored)
@@ -77,7 +93,7 @@ def _graph_rows(model: Model, graph: Graph) -> Iterator[tuple[str, str]]:
 
 def _layer_rows(layer: Layer, params: trees.Tree, name: str = "", indent: str = "") -> Iterator[tuple[str, str]]:
     children = layer.children()
-    label = type(layer).__name__ if children else repr(layer)
+    label = type(layer).__name__ if children else brief(layer)
     shapes = "  ".join(f"{k} {list(np.shape(v))}" for k, v in params.items() if not isinstance(v, dict))
     yield indent + (f"{name}: " if name else "") + label, shapes
     inner = indent.replace("├─ ", "│  ").replace("└─ ", "   ")

@@ -14,18 +14,32 @@ import torch
 
 from ...ir.layer import ALWAYS, FOLLOW, NEVER
 
-# position of the training flag and of the dropout probability among the arguments of an ATen operator
-FLAGS = {"aten.batch_norm.default": 5, "aten.dropout.default": 2, "aten.feature_dropout.default": 2, "aten.lstm.input": 6}
-PROBABILITIES = {"aten.dropout.default": 1, "aten.scaled_dot_product_attention.default": 4, "aten.lstm.input": 5}
-_ATTENTION = "aten.scaled_dot_product_attention.default"
+# the training flag and the dropout probability among the arguments of an ATen operator
+FLAGS = {
+    "aten.batch_norm.default": "training",
+    "aten.dropout.default": "train",
+    "aten.feature_dropout.default": "train",
+    "aten.lstm.input": "train",
+}
+PROBABILITIES = {
+    "aten.dropout.default": "p",
+    "aten.scaled_dot_product_attention.default": "dropout_p",
+    "aten.lstm.input": "dropout",
+}
 
 
 def target_name(node: torch.fx.Node) -> str:
     return str(node.target)
 
 
-def argument(node: torch.fx.Node, position: int, name: str, default: Any) -> Any:
-    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
+def arguments(node: torch.fx.Node) -> dict[str, Any]:
+    """All arguments of an operator by name, those at their defaults too; by position where it has no schema."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None:
+        return {**{str(i): a for i, a in enumerate(node.args)}, **node.kwargs}
+    given = {formal.name: formal.default_value for formal in schema.arguments if formal.has_default_value()}
+    given |= dict(zip((formal.name for formal in schema.arguments), node.args, strict=False))
+    return given | node.kwargs
 
 
 def counts_batches(node: torch.fx.Node) -> bool:
@@ -55,14 +69,11 @@ def _same(a: torch.fx.Graph, b: torch.fx.Graph) -> bool:
         return (type(value).__name__, str(value))
 
     for x, y in zip(steps_a, steps_b, strict=True):
-        if x.target != y.target or len(x.args) != len(y.args):
+        if x.target != y.target:
             return False
-        name = target_name(x)
-        masked = {FLAGS.get(name), PROBABILITIES.get(name)}
-        if any(i not in masked and key(p) != key(q) for i, (p, q) in enumerate(zip(x.args, y.args, strict=True))):
-            return False
-        kwargs_x, kwargs_y = ({k: key(v) for k, v in n.kwargs.items() if k != "dropout_p"} for n in (x, y))
-        if kwargs_x != kwargs_y:
+        masked = {FLAGS.get(target_name(x)), PROBABILITIES.get(target_name(x))}
+        of_x, of_y = ({k: key(v) for k, v in arguments(n).items() if k not in masked} for n in (x, y))
+        if of_x != of_y:
             return False
     outs = [next(n for n in graph.nodes if n.op == "output") for graph in (a, b)]
     return key(outs[0].args) == key(outs[1].args)
@@ -102,11 +113,11 @@ class PairedModes:
         return cls(dict(zip(_steps(training), _steps(evaluation), strict=True)))
 
     def mode(self, node: torch.fx.Node, training: bool) -> str:
-        other = argument(self.evaluation[node], FLAGS[target_name(node)], "training", False)
+        other = arguments(self.evaluation[node])[FLAGS[target_name(node)]]
         return {(True, False): FOLLOW, (True, True): ALWAYS, (False, False): NEVER}.get((training, bool(other)), NEVER)
 
     def dropout_rate(self, node: torch.fx.Node, probability: float) -> tuple[float, str]:
-        other = argument(self.evaluation[node], PROBABILITIES[_ATTENTION], "dropout_p", 0.0)
+        other = arguments(self.evaluation[node])[PROBABILITIES[target_name(node)]]
         if not probability:
             return 0.0, NEVER
         return probability, ALWAYS if other else FOLLOW
@@ -116,7 +127,7 @@ def single(graph: torch.fx.Graph) -> SingleMode:
     """The modes of a program that comes alone: the majority of its kind follows. A program with any layer in training
     was exported in training."""
     flags = [
-        bool(argument(n, FLAGS[target_name(n)], "training", False))
+        bool(arguments(n)[FLAGS[target_name(n)]])
         for n in graph.nodes
         if n.op == "call_function" and target_name(n) in FLAGS
     ]

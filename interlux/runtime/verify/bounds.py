@@ -12,9 +12,10 @@ from ...ir.layers import Chain, Constant, Embedding, Operator, Parallel, Stored
 from ...ir.model import Model
 
 # primitives whose output holds values of their first input (Concat: of any input), nothing computed
-_MOVES = frozenset(
-    "Identity Reshape Flatten Unsqueeze Squeeze Transpose Cast CastLike Slice Concat Split Expand Tile Gather".split()
-)
+_MOVES = {
+    *("Identity", "Reshape", "Flatten", "Unsqueeze", "Squeeze", "Transpose", "Cast", "CastLike", "Slice", "Concat"),
+    *("Split", "Expand", "Tile", "Gather"),
+}
 
 
 def integer_bounds(model: Model) -> dict[str, tuple[int, int]]:
@@ -40,7 +41,7 @@ def _plain(dtype: str) -> str:
 
 
 def _tables(model: Model, graph: Graph) -> Iterator[tuple[str, int]]:
-    """(input, rows) for each graph input that reaches a table, the fewest rows first in effect (last wins)."""
+    """(input, rows of the smallest table that it indexes) for each graph input that reaches one."""
     origins: dict[str | None, frozenset[str]] = {name: frozenset([name]) for name in graph.inputs}
     makers = {output: node for node in graph.nodes for output in node.outputs}
     found: dict[str, int] = {}

@@ -1,13 +1,13 @@
 """The criterion: how large an error is, measured in the errors that the source itself makes.
 
-For every part of an output (the whole of it in one probe, one index along axis 0 of it, one channel over all probes of a
-kind) the RMS error of the target against the source's run in float64 is divided by the RMS error that the source makes
-there in its own dtype. Correct conversions are near 1, whatever the scale and the dtype; wrong ones are far above.
+For every part of an output (the whole of it in one probe, one index along axis 0 of it, one channel over all probes of
+a kind) the RMS error of the target against the source's run in float64 is divided by the RMS error that the source
+makes there in its own dtype. Correct conversions are near 1, whatever the scale and the dtype; wrong ones far above.
 
-The source's error is one draw of a random variable, and may be small by luck, down to exact. Three things guard against a
-false alarm from that: the source is also run on inputs moved by one unit in the last place, which draws again and shows
-how sensitive it is; a part is judged at the error that is usual among parts of its size; and no error below
-unit roundoff · √depth counts.
+The source's error is one draw of a random variable, and may be small by luck, down to exact. Three things guard against
+a false alarm from that: the source is also run on inputs moved by one unit in the last place, which draws again and
+shows how sensitive it is; a part is judged at the error that is usual among parts of its size, and half of the largest
+one; and no error below unit roundoff · √depth counts.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ...ir import trees
-from .probes import BOUNDARY, LARGE, SUBNORMAL, ZEROS, Probe
+from .probes import LARGE, NORMAL, SPECIAL, USER, Probe
 
 LIMIT = 4.0
 # Below this many values a pooled error may still be small by luck.
@@ -42,7 +42,7 @@ class Expected:
     Arguments:
         reference: outputs in float64.
         own: outputs in the source's own dtypes.
-        draws: for each draw of the source's rounding error, the errors of all outputs (None: not known for this output).
+        draws: for each draw of the source's rounding error, the errors of all outputs (None: not known for an output).
     """
 
     reference: list[np.ndarray]
@@ -88,8 +88,12 @@ class _Channels:
     fourth: np.ndarray
     own: np.ndarray
     target: np.ndarray
+    draws: int
     values: int = 0
-    draws: int = 1
+
+    @classmethod
+    def of(cls, n: int, draws: int) -> _Channels:
+        return cls(np.zeros(n), np.zeros(n), np.zeros(n), np.zeros(n), draws)
 
 
 @dataclass
@@ -143,8 +147,8 @@ class Comparison:
                 self._exact, self._empty = True, False
                 return
             else:
-                draws = [errors[k] for errors in expected.draws]
-                candidates.append((reference, own, [d for d in draws if d is not None]))
+                draws = [error for errors in expected.draws if (error := errors[k]) is not None]
+                candidates.append((reference, own, draws))
         if not candidates:
             self._failure = Finding(probe=probe.name, reason=reasons[0])
             return
@@ -153,7 +157,7 @@ class Comparison:
         best = min(measured, key=lambda m: float(m.whole.target[0]))
         self._measured.append(best)
         reference, own, draws = candidates[measured.index(best)]
-        if probe.kind not in (ZEROS, SUBNORMAL, BOUNDARY):
+        if probe.kind not in SPECIAL:
             self._add_channels(probe.kind, *_comparable(reference, own, target, draws))
             if probe.kind != LARGE:
                 self._add_ranking(own, target)
@@ -168,13 +172,12 @@ class Comparison:
             return Finding(reason="no finite value could be compared: the source gives NaN or infinity everywhere")
         floor = self._unit * math.sqrt(max(self.depth, 1))
         usual = self._usual(floor)
-        base = next(iter(usual.values())) if not (set(usual) & {"normal", "user"}) else usual.get("normal", usual.get("user"))
-        assert base is not None
+        base = usual.get(NORMAL) or usual.get(USER) or next(iter(usual.values()))
         worst = Finding(ratio=-1.0)
         worst_slice, slice_name, slice_probe = -1.0, "", ""
         for m in self._measured:
             size_of_kind, relative = usual[m.probe.kind]
-            if m.probe.kind in (ZEROS, SUBNORMAL, BOUNDARY):  # too few and too special to say what is usual
+            if m.probe.kind in SPECIAL:
                 size_of_kind, relative = max(size_of_kind, base[0]), max(relative, base[1])
             else:
                 relative = max(relative, base[1])
@@ -182,7 +185,9 @@ class Comparison:
             allowed = max(own, relative * max(size, size_of_kind), self._tiny)
             if target / allowed > worst.ratio:
                 scale = max(size, self._tiny)
-                worst = Finding(target / allowed, source_error=own / scale, target_error=target / scale, probe=m.probe.name)
+                worst = Finding(
+                    target / allowed, source_error=own / scale, target_error=target / scale, probe=m.probe.name
+                )
             if m.rows is not None:
                 ratios = self._row_ratios(m, size_of_kind, relative, floor)
                 i = int(np.argmax(ratios))
@@ -192,7 +197,8 @@ class Comparison:
             found = self._channel_ratios(channels, usual[kind], floor)
             i = int(np.argmax(found))
             if found[i] > worst_slice:
-                worst_slice, slice_name, slice_probe = float(found[i]), f"index {i} of axis {axis}", f"all {kind} inputs"
+                worst_slice, slice_name = float(found[i]), f"index {i} of axis {axis}"
+                slice_probe = f"all {kind} inputs"
         reason = ""
         if base[1] > HOPELESS:
             reason = f"the source's own error is {base[1]:.0%} of its output: too inexact to judge a conversion by"
@@ -202,7 +208,10 @@ class Comparison:
                 f"{worst.ratio:.3g} times what rounding explains, the limit is {LIMIT:g}"
             )
         elif worst_slice > LIMIT:
-            reason = f"{slice_name} ({slice_probe}): {worst_slice:.3g} times what rounding explains, the limit is {LIMIT:g}"
+            reason = (
+                f"{slice_name} ({slice_probe}): error {worst_slice:.3g} times what rounding explains, "
+                f"the limit is {LIMIT:g}"
+            )
         return Finding(
             worst.ratio,
             worst_slice if worst_slice >= 0 else worst.ratio,
@@ -253,15 +262,13 @@ class Comparison:
             if not 2 <= n <= MAX_CHANNELS:
                 continue
             other = tuple(a for a in range(r.ndim) if a != axis)
-            c = self._channels.setdefault(
-                (kind, axis, n), _Channels(np.zeros(n), np.zeros(n), np.zeros(n), np.zeros(n), draws=max(len(errors), 1))
-            )
+            sums = self._channels.setdefault((kind, axis, n), _Channels.of(n, max(len(errors), 1)))
             square = (r * r.conj()).real
-            c.square += square.sum(axis=other)
-            c.fourth += (square * square).sum(axis=other)
-            c.own += sum(((e * e.conj()).real.sum(axis=other) for e in errors), np.zeros(n))
-            c.target += (t * t.conj()).real.sum(axis=other)
-            c.values += r.size // n
+            sums.square += square.sum(axis=other)
+            sums.fourth += (square * square).sum(axis=other)
+            sums.own += sum(((e * e.conj()).real.sum(axis=other) for e in errors), np.zeros(n))
+            sums.target += (t * t.conj()).real.sum(axis=other)
+            sums.values += r.size // n
 
     def _add_ranking(self, own: np.ndarray, target: np.ndarray) -> None:
         """Top-1 agreement and KL divergence of softmax along the last axis."""
@@ -278,15 +285,16 @@ class Comparison:
     # --- judging
 
     def _usual(self, floor: float) -> dict[str, tuple[float, float]]:
-        """The RMS of the reference and the relative error of the source, by kind."""
+        """By kind, the RMS of the reference, and the relative error that is usual for the source."""
         result = {}
         for kind in dict.fromkeys(m.probe.kind for m in self._measured):
             parts = [m.whole for m in self._measured if m.probe.kind == kind]
-            weights = [float(p.values[0]) for p in parts]
-            total = max(sum(weights), 1.0)
-            size = math.sqrt(sum(w * float(p.size[0]) for w, p in zip(weights, parts, strict=True)) / total)
-            error = math.sqrt(sum(w * float(p.pooled[0]) for w, p in zip(weights, parts, strict=True)) / total)
-            result[kind] = (size, max(error / size, floor) if size > self._tiny else floor)
+            values = np.array([float(p.values[0]) for p in parts])
+            weights = values if values.any() else np.ones_like(values)
+            size = math.sqrt(np.average([p.size[0] for p in parts], weights=weights))
+            error = math.sqrt(np.average([p.pooled[0] for p in parts], weights=weights))
+            largest = max(math.sqrt(p.own[0]) / max(math.sqrt(p.size[0]), size, self._tiny) for p in parts)
+            result[kind] = (size, max(error / max(size, self._tiny), largest / 2, floor))
         return result
 
     def _row_ratios(self, m: _Measured, size_of_kind: float, relative: float, floor: float) -> np.ndarray:
@@ -297,25 +305,25 @@ class Comparison:
         """
         assert m.rows is not None
         size, own, _, target = m.rows.root()
-        allowed = np.maximum(own, relative * np.maximum(size, size_of_kind))
-        if m.probe.kind not in (ZEROS, SUBNORMAL, BOUNDARY):
-            sizes, pooled, counts = self._rows_of(m.probe.kind)
+        largest = _largest_of(len(size))
+        sizes, pooled, tops, counts = self._rows_of(m.probe.kind)
+        usual = np.maximum(largest * relative * np.maximum(size, size_of_kind), tops.max() / 2)
+        if m.probe.kind not in SPECIAL:
             decades, own_decades = _decade(sizes), _decade(size)
             for decade in np.unique(own_decades[size > self._tiny]):
-                same = decades == decade
+                same, here = decades == decade, own_decades == decade
                 if counts[same].sum() >= ENOUGH_VALUES and same.sum() >= ENOUGH_SIZEABLE:
-                    usual = math.sqrt(np.average(pooled[same], weights=counts[same]))
-                    here = own_decades == decade
-                    allowed[here] = np.maximum(np.maximum(own, floor * size), usual)[here]
-        # the largest of many errors is larger than 4 of them alone would be
-        allowed = allowed * max(1.0, math.sqrt(2 * math.log(len(size))) / 2)
-        return target / np.maximum(allowed, self._tiny)
+                    error = largest * math.sqrt(np.average(pooled[same], weights=counts[same]))
+                    usual[here] = np.maximum(floor * size[here], max(error, tops[same].max() / 2))
+        return target / np.maximum(np.maximum(own, usual), self._tiny)
 
-    def _rows_of(self, kind: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _rows_of(self, kind: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """All rows of a kind: size, mean square error of all draws, largest error of a draw, number of values."""
         rows = [m.rows for m in self._measured if m.probe.kind == kind and m.rows is not None]
         return (
             np.sqrt(np.concatenate([r.size for r in rows])),
             np.concatenate([r.pooled for r in rows]),
+            np.sqrt(np.concatenate([r.own for r in rows])),
             np.concatenate([r.values for r in rows]),
         )
 
@@ -326,7 +334,7 @@ class Comparison:
         whole = usual[0] * usual[1]
         trusted = (sizeable >= ENOUGH_SIZEABLE) & (c.values >= ENOUGH_VALUES)
         allowed = np.where(trusted, np.maximum(floor * size, LEAST_SHARE * whole), np.maximum(whole, floor * size))
-        allowed = np.maximum(allowed, own) * max(1.0, math.sqrt(2 * math.log(len(size))) / 2)
+        allowed = np.maximum(allowed, own) * _largest_of(len(size))
         return target / np.maximum(allowed, self._tiny)
 
 
@@ -355,7 +363,8 @@ def exact_difference(reference: np.ndarray, own: np.ndarray, target: np.ndarray,
     if (n := int(np.count_nonzero(wrong))) == 0:
         return ""
     at = tuple(int(i) for i in np.argwhere(wrong)[0])
-    return f"NaN or infinity at other places ({n} of {wrong.size}), e.g. {target[at]} instead of {own[at]} at {list(at)}"
+    example = f"{target[at]} instead of {own[at]} at {list(at)}"
+    return f"NaN or infinity at other places ({n} of {wrong.size}), e.g. {example}"
 
 
 def _kind_of(x: np.ndarray) -> np.ndarray:
@@ -369,7 +378,7 @@ def _kind_of(x: np.ndarray) -> np.ndarray:
 def _comparable(
     reference: np.ndarray, own: np.ndarray, target: np.ndarray, draws: list[np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
-    """The reference, the target's error and the source's errors, with 0 where one of the three results is not finite."""
+    """The reference, the target's error and the source's errors, with 0 where one of the results is not finite."""
     wide = np.complex128 if own.dtype.kind == "c" else np.float64
     r, s, t = (x.astype(wide) for x in (reference, own, target))
     with np.errstate(invalid="ignore", over="ignore"):
@@ -377,6 +386,11 @@ def _comparable(
         error = np.where(usable, t - r, 0)
         errors = [np.where(usable & np.isfinite(d), d, 0) for d in draws]
     return np.where(usable, r, 0), error, errors
+
+
+def _largest_of(n: int) -> float:
+    """How much larger the largest of n errors may be; 1 for the few that `LIMIT` itself has room for."""
+    return max(1.0, math.sqrt(2 * math.log(max(n, 1))) / 2)
 
 
 def _decade(x: np.ndarray) -> np.ndarray:

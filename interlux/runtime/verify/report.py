@@ -22,8 +22,8 @@ _PACKAGES = ("interlux", "numpy", "torch", "keras", "onnx", "onnxruntime", "jax"
 _BAR_LIMITS = (1e-1, 1e5)  # ratios at the two ends of the bars
 
 CRITERION = (
-    "Every output is compared with the source computed in float64. Its relative error (RMS) is divided by the error that "
-    "the source itself makes in its own dtype; a conversion without loss gives about 1. Passed means: at most "
+    "Every output is compared with the source computed in float64. Its relative error (RMS) is divided by the error "
+    "that the source itself makes in its own dtype; a conversion without loss gives about 1. Passed means: at most "
     f"{LIMIT:g}, for the output as a whole, for every row of it and for every channel, on every test input. Numbers, "
     "shapes and dtypes of outputs, the places of NaN and infinity, and all integer and boolean values must be equal."
 )
@@ -109,8 +109,8 @@ class Report:
         where = f" (inputs: {row.probe})" if row.probe else ""
         failed = sum(not r.passed for r in self.rows)
         more = f"; {failed} of {len(self.rows)} comparisons failed" if len(self.rows) > 1 else ""
-        message = f"verification failed: {what}: {row.reason}{where}{more}; don't use this model, write a report for details"
-        raise VerificationError(escaped(message))
+        advice = "don't use this conversion; the report has all outputs"
+        raise VerificationError(escaped(f"verification failed: {what}: {row.reason}{where}{more}; {advice}"))
 
     def to_dict(self) -> dict[str, Any]:
         """All of the report in JSON's types; numbers that are not finite are None."""
@@ -142,11 +142,15 @@ class Report:
             raise UnsupportedError("an HTML report needs jinja2: pip install 'interlux[report]'") from None
         text = resources.files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8")
         # autoescape: names come from model files, which may be hostile
-        environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-        environment.filters |= {"ratio": _ratio, "error": _error, "percent": _percent, "bar": _bar, "visible": escaped}
-        ticks = [(f"{10.0**k:g}", _bar(10.0**k)) for k in range(-1, 6)]
-        page = environment.from_string(text).render(
-            report=self, criterion=CRITERION, limit=LIMIT, limit_at=_bar(LIMIT), ticks=ticks, extra_sections=extra_sections
+        jinja = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+        jinja.filters |= {"ratio": _ratio, "error": _error, "percent": _percent, "bar": _bar, "visible": escaped}
+        page = jinja.from_string(text).render(
+            report=self,
+            criterion=CRITERION,
+            limit=LIMIT,
+            limit_at=_bar(LIMIT),
+            ticks=[(f"{10.0**k:g}", _bar(10.0**k)) for k in range(-1, 6)],
+            extra_sections=extra_sections,
         )
         if path is not None:
             with open(path, "w", encoding="utf-8") as file:

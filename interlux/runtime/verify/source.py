@@ -14,8 +14,8 @@ from ...ir.model import Model
 class Source(Protocol):
     """The model that was converted. Importers implement this by its form alone.
 
-    A source may have a third method, `run_float32`, of the same form as `run_float64`: it measures the rounding error of
-    a source that is float64 itself.
+    A source may have a third method, `run_float32`, of the same form as `run_float64`: it measures the rounding error
+    of a source that is float64 itself.
 
     Attributes:
         description: one line that names it, e.g. "torch model LeNet (digits_lenet.pt2)".

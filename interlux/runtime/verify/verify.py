@@ -27,6 +27,7 @@ Run = Callable[[list[np.ndarray]], Sequence[Any]]
 JITTERS = 2  # draws of the source's error besides its own run
 # How much smaller float64's rounding error is than float32's
 _DOUBLE_PER_SINGLE = 2.0**-29
+MAX_SKIPPED = 3  # that are named in the notes
 UNVERIFIABLE = "unverifiable: no output depends on the inputs, so that nothing can be compared"
 
 
@@ -82,7 +83,10 @@ def verify(
             notes.append(f"the range of integer input {', '.join(unbounded)} is not known: 0 and 1 were used")
     if not judged.done:
         raise InvalidModelError(f"the source cannot be run, so that nothing can be verified: {judged.skipped[0][1]}")
-    notes += [f"{name} was left out, the source does not take it: {reason}" for name, reason in judged.skipped]
+    for name, reason in judged.skipped[:MAX_SKIPPED]:
+        notes.append(f"inputs {name!r} were left out, the source does not take them: {reason}")
+    if len(judged.skipped) > MAX_SKIPPED:
+        notes.append(f"{len(judged.skipped) - MAX_SKIPPED} more inputs were left out for such reasons")
     return judged.report(tuple(notes))
 
 
@@ -128,8 +132,8 @@ class _Judged:
             arrays = _probes.varied(probe.arrays)
             try:
                 self._see(arrays, self._checked(_guarded("the source in float64", self.source.run_float64, arrays)))
-            except InterluxError:
-                self.depends.update(range(len(self.model.require_signature().outputs)))  # cannot be told: not held against it
+            except InterluxError:  # cannot be told, and is not held against the model
+                self.depends.update(range(len(self.model.require_signature().outputs)))
 
     def report(self, notes: tuple[str, ...]) -> Report:
         signature = self.model.require_signature()
@@ -179,7 +183,7 @@ class _Judged:
         arrays = probe.arrays
         own = self._checked(_guarded("the source", self.source.run, arrays))
         reference = self._checked(_guarded("the source in float64", self.source.run_float64, arrays))
-        # An output whose shape depends on the data may have another one in float64; it is compared with the source's own.
+        # An output whose shape depends on the data may have another one in float64: then the source's own serves.
         reference = [r if r.shape == s.shape else s for r, s in zip(reference, own, strict=True)]
         draws: list[list[np.ndarray | None]] = [
             [None if _is_double(s) else _error(s, r) for s, r in zip(own, reference, strict=True)]
@@ -274,7 +278,7 @@ def _maker(name: str, model: Model) -> Callable[[], Run]:
 
 
 def _guarded(what: str, run: Run, arrays: list[np.ndarray]) -> Sequence[Any]:
-    """Runs foreign code. Its own exceptions become InterluxErrors, numpy's warnings about NaN and overflow are silenced."""
+    """Runs foreign code. Its own exceptions become InterluxErrors; numpy's warnings about NaN and overflow are off."""
     try:
         with np.errstate(all="ignore"):
             return run([a.copy() for a in arrays])
