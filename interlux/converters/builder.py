@@ -1,7 +1,7 @@
 """The importers' interpreter: executes lowerings by recording a graph.
 
-A lowering is written against the same `op` as a layer's forward: `op.Relu(x)` records an Operator node, `op.add(layer, …)`
-a node with a layer of the IR.
+A lowering is written against the same `op` as a layer's forward: `op.Relu(x)` records an Operator node, `op.add(layer,
+…)` a node with a layer of the IR.
 """
 
 from __future__ import annotations

@@ -117,7 +117,9 @@ class Graph(Layer):
         self, op: Interpreter, params: Mapping[str, Any], states: Mapping[str, Any], *inputs: Value, train: bool
     ) -> tuple[Any, Mapping[str, Any]]:
         if len(inputs) != len(self.inputs):
-            raise InvalidModelError(f"{len(self.inputs)} inputs are needed ({', '.join(self.inputs)}), not {len(inputs)}")
+            raise InvalidModelError(
+                f"{len(self.inputs)} inputs are needed ({', '.join(self.inputs)}), not {len(inputs)}"
+            )
         environment: dict[str | None, Value] = {None: None, **dict(zip(self.inputs, inputs, strict=True))}
         written: dict[Path, Value] = {}
 
@@ -153,9 +155,7 @@ class Graph(Layer):
                 live.update(i for i in node.inputs if i is not None)
                 kept.append(node)
         names = {name for node in kept for name in node.outputs} | set(self.inputs)
-        return replace(
-            self, nodes=tuple(reversed(kept)), values={k: v for k, v in self.values.items() if k in names}
-        )
+        return replace(self, nodes=tuple(reversed(kept)), values={k: v for k, v in self.values.items() if k in names})
 
     def depth(self) -> int:
         """The number of computing nodes on the longest path from an input to an output."""
@@ -187,9 +187,7 @@ def _nested(nodes: Iterable[Node], depth: int) -> tuple[Node | Call, ...]:
             runs[-1][1].append(node)
         else:
             runs.append((call, [node]))
-    return tuple(
-        body[0] if call is None else Call(call, _nested(body, depth + 1)) for call, body in runs
-    )
+    return tuple(body[0] if call is None else Call(call, _nested(body, depth + 1)) for call, body in runs)
 
 
 def flattened(view: Iterable[Node | Call]) -> tuple[Node, ...]:
@@ -199,7 +197,8 @@ def flattened(view: Iterable[Node | Call]) -> tuple[Node, ...]:
 
 @dataclass(frozen=True)
 class ByMode(Layer):
-    """Two layers of the same inputs, outputs and arrays: a source whose code differs between training and evaluation."""
+    """Two layers of the same inputs, outputs and arrays: a source whose code differs between training and
+    evaluation."""
 
     training: Layer
     evaluation: Layer

@@ -41,7 +41,8 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Dimension:
-    """The range of a named dynamic dimension; `maximum` None is unbounded, `multiple_of` a divisibility that is needed."""
+    """The range of a named dynamic dimension; `maximum` None is unbounded, `multiple_of` a divisibility that is
+    needed."""
 
     minimum: int = 0
     maximum: int | None = None
@@ -84,7 +85,9 @@ class Signature:
         else:
             given = dict(zip((spec.name for spec in self.inputs), args, strict=False))
             if len(args) > len(self.inputs):
-                raise InvalidModelError(f"{len(args)} inputs given, the model takes {len(self.inputs)}: {self._names()}")
+                raise InvalidModelError(
+                    f"{len(args)} inputs given, the model takes {len(self.inputs)}: {self._names()}"
+                )
             for name, value in kwargs.items():
                 if name in given:
                     raise InvalidModelError(f"input {name!r} is given twice")
@@ -99,7 +102,8 @@ class Signature:
         return arrays
 
     def check(self, arrays: list[np.ndarray]) -> dict[str, int]:
-        """Checks input arrays. Returns the sizes of the dynamic dimensions. Raises InvalidModelError naming the input."""
+        """Checks input arrays. Returns the sizes of the dynamic dimensions. Raises InvalidModelError naming the
+        input."""
         sizes: dict[str, int] = {}
         origin: dict[str, str] = {}
         for spec, array in zip(self.inputs, arrays, strict=True):
@@ -110,7 +114,9 @@ class Signature:
             for axis, (want, size) in enumerate(zip(spec.shape, array.shape, strict=True)):
                 where = f"axis {axis} of input {spec.name!r}"
                 if isinstance(want, int) and want != size:
-                    raise InvalidModelError(f"input {spec.name!r} must have shape {_show(spec.shape)}, not {array.shape}")
+                    raise InvalidModelError(
+                        f"input {spec.name!r} must have shape {_show(spec.shape)}, not {array.shape}"
+                    )
                 if isinstance(want, str):
                     if sizes.setdefault(want, size) != size:
                         raise InvalidModelError(f"{where} is {size}, but {want} is {sizes[want]} on {origin[want]}")
@@ -135,7 +141,9 @@ class Signature:
                 given[self.inputs[structure].name] = value
             elif "value" in structure:
                 if value is not None and value != structure["value"]:
-                    raise InvalidModelError(f"{where} was {structure['value']!r} when the model was imported and is fixed")
+                    raise InvalidModelError(
+                        f"{where} was {structure['value']!r} when the model was imported and is fixed"
+                    )
             elif "dict" in structure:
                 if not isinstance(value, Mapping) or value.keys() != structure["dict"].keys():
                     raise InvalidModelError(f"{where} must be a dict with keys {', '.join(structure['dict'])}")

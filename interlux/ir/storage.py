@@ -4,8 +4,8 @@
     params.safetensors    the parameters, by dotted name
     states.safetensors    the states
 
-A reader MUST refuse a version above its own, an unknown layer, and arrays whose dtype or shape differs from the table in
-model.json. Nothing in the folder is code; loading runs none.
+A reader MUST refuse a version above its own, an unknown layer, and arrays whose dtype or shape differs from the table
+in model.json. Nothing in the folder is code; loading runs none.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ MAX_JSON_BYTES = 1 << 30
 
 # dtypes that safetensors writes and reads with numpy; others are stored as unsigned integers of the same width
 _NATIVE = frozenset(
-    "bool int8 uint8 int16 uint16 int32 uint32 int64 uint64 float16 float32 float64 bfloat16 complex64".split()
+    {"bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"}
+    | {"float16", "float32", "float64", "bfloat16", "complex64"}
 )
 
 
@@ -84,7 +85,7 @@ def _decode(value: Any, classes: Mapping[str, type[Layer]]) -> Any:
         return ArrayData(dtype.name, shape, raw)
     if "graph" in value:
         return _decode_graph(value["graph"], classes)
-    name = value.get("layer")
+    name = str(value.get("layer"))
     if name not in classes:
         raise InvalidModelError(f"unknown layer {name!r}; a layer of your own is given as ix.load(path, layers=[…])")
     fields = {key: _decode(item, classes) for key, item in value.items() if key != "layer"}
@@ -148,7 +149,8 @@ def _decode_graph(content: dict[str, Any], classes: Mapping[str, type[Layer]]) -
 def _encode_signature(signature: Signature) -> dict[str, Any]:
     def specs(tensors: tuple[TensorSpec, ...]) -> list[dict[str, Any]]:
         return [
-            {"name": t.name, "dtype": t.dtype, "shape": list(t.shape)} | ({"bounds": list(t.bounds)} if t.bounds else {})
+            {"name": t.name, "dtype": t.dtype, "shape": list(t.shape)}
+            | ({"bounds": list(t.bounds)} if t.bounds else {})
             for t in tensors
         ]
 
@@ -219,7 +221,9 @@ def _read_arrays(file: FilePath, table: list[list[Any]]) -> Tree:
 
     tree = trees.from_leaves([leaf(*row) for row in table])
     if arrays:
-        raise InvalidModelError(f"{file.name} holds arrays that model.json does not name: {', '.join(sorted(arrays)[:5])}")
+        raise InvalidModelError(
+            f"{file.name} holds arrays that model.json does not name: {', '.join(sorted(arrays)[:5])}"
+        )
     return tree
 
 
@@ -297,7 +301,8 @@ def load(path: str | os.PathLike[str], layers: Iterable[type[Layer]] = ()) -> Mo
     version = content.get("version")
     if not isinstance(version, int) or version > VERSION:
         raise InvalidModelError(
-            f"{folder} was written in format {version!r} by a newer interlux; this one reads up to {VERSION}: upgrade it"
+            f"{folder} was written in format {version!r} by a newer interlux; this one reads up to {VERSION}: "
+            "upgrade interlux"
         )
     try:
         layer = _decode(content["layer"], layer_classes(layers))

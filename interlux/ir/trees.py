@@ -1,8 +1,8 @@
 """Parameters and states as trees: nested dicts whose leaves are arrays.
 
 A *path* is the tuple of keys that leads to a leaf. Its dotted *name* joins the keys, so that torch's
-`layer1.0.conv1.weight` is the path `("layer1", "0", "conv1", "weight")`. Every function here is pure and takes arrays of
-any library (numpy, JAX, torch): it only moves leaves around, except `cast` and the flat vector, which compute.
+`layer1.0.conv1.weight` is the path `("layer1", "0", "conv1", "weight")`. Every function here is pure and takes arrays
+of any library (numpy, JAX, torch): it only moves leaves around, except `cast` and the flat vector, which compute.
 """
 
 from __future__ import annotations
@@ -84,6 +84,11 @@ def updated(tree: Mapping[str, Any], changes: Mapping[Path, Any]) -> Tree:
     return new
 
 
+def changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Path]:
+    """The paths whose leaves are not the same objects in two trees."""
+    return [path for path, leaf in leaves(new) if find(old, path) is not leaf]
+
+
 def map_with_path(function: Callable[[Path, Any], Any], tree: Mapping[str, Any]) -> Tree:
     """The tree of `function(path, leaf)`; empty branches are kept."""
 
@@ -126,7 +131,8 @@ def ravel(tree: Mapping[str, Any]) -> tuple[np.ndarray, Callable[[Any], Tree]]:
     """One flat vector of all leaves, and the function that makes a tree of such a vector again.
 
     Returns:
-        vector: numpy, one-dimensional, in the common dtype of the leaves (they must share it), in the order of `leaves`.
+        vector: numpy, one-dimensional, in the common dtype of the leaves (they must share it), in the order of
+            `leaves`.
         unravel: takes a vector of the same length, of any array library, and returns views of it as a tree.
     """
     pairs = list(leaves(tree))

@@ -39,10 +39,13 @@ def render(model: Model) -> str:
     name = model.metadata.get("name", type(model.layer).__name__)
     source = model.metadata.get("source")
     size = trees.size_in_bytes(model.params) + trees.size_in_bytes(model.states)
+
+    def amount(tree: trees.Tree, what: str) -> str:
+        return f"{trees.count(tree):,} {what} in {len(list(trees.leaves(tree)))} arrays"
+
     lines = [
         f"{name}" + (f" (from {source})" if source else ""),
-        f"  {trees.count(model.params):,} parameters in {len(list(trees.leaves(model.params)))} arrays, "
-        f"{trees.count(model.states):,} state values in {len(list(trees.leaves(model.states)))} arrays, {size / 1e6:.2f} MB",
+        f"  {amount(model.params, 'parameters')}, {amount(model.states, 'state values')}, {size / 1e6:.2f} MB",
     ]
     if model.signature is not None:
         lines += [f"  input   {spec}" for spec in model.signature.inputs]
@@ -59,7 +62,9 @@ def render(model: Model) -> str:
 def _graph_rows(model: Model, graph: Graph) -> Iterator[tuple[str, str]]:
     def text(node: Node) -> tuple[str, str]:
         slots = [
-            f"{slot} {list(np.shape(model.array(path)))}" for slot, path in (*node.params, *node.states) if slot != "seed"
+            f"{slot} {list(np.shape(np.asarray(model.array(path))))}"
+            for slot, path in (*node.params, *node.states)
+            if slot != "seed"
         ]
         made = ", ".join(str(graph.values[o]) for o in node.outputs if o in graph.values)
         return brief(node.layer), "  ".join([*slots, f"-> {made}" if made else ""])

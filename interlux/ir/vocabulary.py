@@ -48,7 +48,9 @@ class Signature:
         names = set(attributes)
         problems = [f"unknown attribute {name!r}" for name in sorted(names - self.attributes.keys())]
         problems += [
-            f"missing attribute {name!r}" for name, (_, required, _) in self.attributes.items() if required and name not in names
+            f"missing attribute {name!r}"
+            for name, (_, required, _) in self.attributes.items()
+            if required and name not in names
         ]
         if inputs and self.formal(self.inputs, inputs - 1) is None:
             problems.append(f"{inputs} inputs, takes at most {len(self.inputs)}")
@@ -77,7 +79,9 @@ OWN = {
         # A table whose one row takes no gradient (torch's padding_idx).
         _own("StopRowGradient", "table:T", "same:T", row=("INT", True, None)),
         # float32 numbers in [0, 1) of a given shape, drawn from a counter-based generator, and the next seed.
-        _own("SeededUniform", "seed:tensor(uint32) shape:tensor(int64)", "numbers:tensor(float) next_seed:tensor(uint32)"),
+        _own(
+            "SeededUniform", "seed:tensor(uint32) shape:tensor(int64)", "numbers:tensor(float) next_seed:tensor(uint32)"
+        ),
     )
 }
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import numpy as np
 
-from ..ir.errors import InterluxError, InvalidModelError, ResourceLimitError
+from ..ir import trees
+from ..ir.errors import InterluxError, InvalidModelError, ResourceLimitError, UnsupportedError
 from ..ir.model import Model
 
 
@@ -31,6 +32,17 @@ class Runner:
     def run(self, arrays: list[np.ndarray]) -> tuple[np.ndarray, ...]:
         """Runs on checked input arrays in the order of the signature."""
         raise NotImplementedError
+
+
+def refuse_written_states(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Raises UnsupportedError if evaluation wrote to states, which a compiled model would silently lose."""
+    written = [trees.name_of(path) for path in trees.changed(old, new)]
+    if written:
+        raise UnsupportedError(
+            "the model writes to its states in evaluation too, a compiled or exported model keeps none; "
+            "use layer.apply, which returns them",
+            written,
+        )
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from ...ir import dtypes, vocabulary
 from ...ir.errors import InvalidModelError, ResourceLimitError, UnsupportedError
 from ...ir.graph import ValueInfo
 from ..archive import shown
-from .upgrades import OLDEST_OPSET
+from .upgrades import OLDEST_OPSET, UPGRADES
 
 OUTLINE_ELEMENTS = 1024  # larger initialisers are no shapes
 MAX_NODES = 1_000_000  # after inlining: a function that calls another twice, and so on, doubles each time
@@ -61,11 +61,12 @@ def outline(proto: onnx.ModelProto, name: str) -> Outline:
     items = list(_unsupported(model.graph, opset))
     if items:
         raise UnsupportedError(f"{name} has parts that are not supported yet", items)
+    checked = _for_checks(model, opset)
     try:
-        checker.check_model(model)
+        checker.check_model(_with_all_types(checked))
     except (checker.ValidationError, RuntimeError, ValueError, TypeError) as error:
         raise InvalidModelError(f"{name} is not a valid ONNX model: {_one_line(error)}") from error
-    inferred = _inferred(model, name)
+    inferred = _inferred(checked, name)
     kinds, values = {}, {}
     for value in (*inferred.input, *inferred.value_info, *inferred.output):
         tensor = value.type.tensor_type
@@ -221,11 +222,39 @@ def _refusal(node: onnx.NodeProto, opset: int) -> str:
         schema = defs.get_schema(node.op_type, opset, "")
     except defs.SchemaError:
         return f" (no operator of ONNX in opset {opset})"
-    if schema.deprecated:
+    if schema.deprecated and node.op_type not in UPGRADES:
         return f" (deprecated in opset {schema.since_version})"
     if not vocabulary.known(node.op_type) or schema.since_version > vocabulary.signature(node.op_type).since:
         return f" (version {schema.since_version} is newer than this interlux)"
     return ""
+
+
+def _for_checks(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+    """A copy without operators that onnx's tools refuse in some opset although their meaning is defined.
+
+    GroupNormalization was deprecated in opset 18 and came back in 21 with other scales; for types, it is like
+    InstanceNormalization.
+    """
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for node in copy.graph.node:
+        if node.op_type == "GroupNormalization" and opset < 21:
+            node.op_type = "InstanceNormalization"
+            kept = [attribute for attribute in node.attribute if attribute.name != "num_groups"]
+            del node.attribute[:]
+            node.attribute.extend(kept)
+    return copy
+
+
+def _with_all_types(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy whose inputs and outputs all have a type and a shape, as the checker demands and runtimes do not."""
+    whole = onnx.ModelProto()
+    whole.CopyFrom(model)
+    for value in (*whole.graph.input, *whole.graph.output):
+        tensor = value.type.tensor_type
+        tensor.elem_type = tensor.elem_type or TensorProto.FLOAT
+        tensor.shape.SetInParent()
+    return whole
 
 
 def _inferred(model: onnx.ModelProto, name: str) -> onnx.GraphProto:
@@ -236,7 +265,8 @@ def _inferred(model: onnx.ModelProto, name: str) -> onnx.GraphProto:
     bare = onnx.ModelProto()
     bare.CopyFrom(model)
     for value in bare.graph.output:
-        value.type.tensor_type.ClearField("shape")
+        if value.type.HasField("tensor_type"):
+            value.type.tensor_type.ClearField("shape")
     try:
         return shape_inference.infer_shapes(bare, check_type=True, strict_mode=False, data_prop=True).graph
     except (shape_inference.InferenceError, RuntimeError, ValueError, TypeError) as error:

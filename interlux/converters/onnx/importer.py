@@ -66,7 +66,7 @@ class _Importer:
         proto, graph = self._file.proto, self._file.proto.graph
         initialisers = {t.name: self._reader.array(t) for t in graph.initializer}
         self._overridable([value.name for value in graph.input if value.name in initialisers])
-        inputs = [value for value in self._plan.graph.input if value.name not in initialisers]
+        inputs = [value for value in graph.input if value.name not in initialisers]
         specs, dims = self._inputs(inputs)
         for tensor_name, array in initialisers.items():
             self._tensor(tensor_name, array, initialiser=True)
@@ -136,7 +136,8 @@ class _Importer:
             specs.append(TensorSpec(value.name, dtype.name, tuple(shape)))
         if problems:
             raise UnsupportedError(
-                f"{self._file.name} does not say of which type and rank its inputs are; declare them in the model", problems
+                f"{self._file.name} does not say of which type and rank its inputs are; declare them in the model",
+                problems,
             )
         self._dims = dims
         return specs, dims
@@ -188,11 +189,15 @@ class _Importer:
 
     def _constant(self, node: onnx.NodeProto) -> np.ndarray:
         if len(node.attribute) != 1:
-            raise InvalidModelError(f"{self._file.name}: {place(node)} must have one attribute, its value")
+            raise self._invalid(node, "it must have one attribute, its value")
         (attribute,) = node.attribute
         value = self._attribute(attribute, node)
         kinds = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}
-        return value if isinstance(value, np.ndarray) else np.array(value, kinds[attribute.name])
+        if isinstance(value, np.ndarray):
+            return value
+        if attribute.name not in kinds:
+            raise self._invalid(node, f"attribute {shown(attribute.name)} is no value")
+        return np.array(value, kinds[attribute.name])
 
     def _attribute(self, attribute: AttributeProto, node: onnx.NodeProto) -> Any:
         """The value of an attribute: a number, a text, an array, or a tuple of numbers or texts."""
@@ -213,10 +218,8 @@ class _Importer:
                 case AttributeProto.TENSOR:
                     return self._reader.array(attribute.t, f"attribute {shown(attribute.name)} of {place(node)}")
         except UnicodeDecodeError:
-            raise InvalidModelError(
-                f"{self._file.name}: attribute {shown(attribute.name)} of {place(node)} is not UTF-8"
-            ) from None
-        raise InvalidModelError(f"{self._file.name}: attribute {shown(attribute.name)} of {place(node)} has no type")
+            raise self._invalid(node, f"attribute {shown(attribute.name)} is not UTF-8") from None
+        raise self._invalid(node, f"attribute {shown(attribute.name)} has no value")
 
     # --- nodes
 
@@ -239,7 +242,7 @@ class _Importer:
                 refused.append(f"{place(node)}: {error}")
                 self._values.update((name, Value(self._dtype(name), None)) for name in node.output if name)
             except InvalidModelError as error:
-                raise InvalidModelError(f"{self._file.name}: {place(node)}: {error}") from error
+                raise self._invalid(node, str(error)) from error
         if refused:
             raise UnsupportedError(f"{self._file.name} has nodes that are not supported yet", refused)
 
@@ -292,6 +295,12 @@ class _Importer:
     def _made(self, name: str, value: Value) -> None:
         info = self._plan.values.get(name)
         self._values[name] = self._op.named(value, name, None if info is None else self._named(info.shape))
+
+    def _invalid(self, node: onnx.NodeProto, text: str) -> InvalidModelError:
+        """An error that says where, unless its text does already."""
+        return InvalidModelError(
+            text if text.startswith(self._file.name) else f"{self._file.name}: {place(node)}: {text}"
+        )
 
     def _dtype(self, name: str) -> np.dtype[Any]:
         return dtypes.dtype_named(self._plan.dtypes.get(name, "float32"))

@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 
 from ...ir import trees
+from ...ir.errors import InvalidModelError
 from ...ir.layer import NEVER
 from ...ir.layers import BatchNorm, Conv, Dense, Dropout, Embedding, LayerNorm
 from ..builder import GraphBuilder, Value
@@ -43,7 +44,12 @@ def _sizes(value: Value | None) -> tuple[Any, ...]:
 def _gemm(op: GraphBuilder, form: Form) -> Value | None:
     x, weight, bias = _inputs(form, 3)
     get = form.attributes.get
-    if get("transA", 0) or not get("transB", 0) or get("alpha", 1.0) != 1 or (bias is not None and get("beta", 1.0) != 1):
+    if (
+        get("transA", 0)
+        or not get("transB", 0)
+        or get("alpha", 1.0) != 1
+        or (bias is not None and get("beta", 1.0) != 1)
+    ):
         return None
     if not _stored(weight) or (bias is not None and not _stored(weight, bias)):
         return None
@@ -67,6 +73,9 @@ def _conv(op: GraphBuilder, form: Form) -> Value | None:
     groups = get("group", 1)
     if tuple(get("kernel_shape", kernel)) != tuple(kernel) or (bias is not None and _sizes(bias) != (outputs,)):
         return None
+    channels = x.shape[1] if x is not None and x.shape is not None and len(x.shape) > 1 else None
+    if isinstance(channels, int) and channels != inputs * groups:
+        raise InvalidModelError(f"{channels} channels don't fit a weight of {groups} groups of {inputs}")
     layer = Conv(
         inputs * groups,
         outputs,

@@ -205,7 +205,9 @@ class TensorReader:
     def _mapped(self, location: str, what: str) -> np.ndarray:
         if location not in self._maps:
             if self._file.path is None:
-                raise InvalidModelError(f"{what} is stored in another file; give the path of the model, not its content")
+                raise InvalidModelError(
+                    f"{what} is stored in another file; give the path of the model, not its content"
+                )
             path = external_path(self._file.path, location, what)
             try:
                 with open(path, "rb", opener=_no_wait) as file:

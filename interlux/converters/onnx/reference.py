@@ -35,8 +35,8 @@ _DEFAULTS = {
     "RandomNormal": "dtype",
     "RandomUniform": "dtype",
     "GroupNormalization": "stash_type",
-    "RMSNormalization": "stash_type",
 }
+_IN_INPUT_TYPE = frozenset(("LayerNormalization", "RMSNormalization"))
 # operators that the reference evaluator computes in float32 whatever it is given
 _FLOAT32_ONLY = frozenset(
     ("AffineGrid", "CausalConvWithState", "DequantizeLinear", "DynamicQuantizeLinear", "GridSample", "LinearAttention")
@@ -138,9 +138,11 @@ class OnnxSource:
         return self._evaluate(self._copy(wide=True))
 
     def _evaluate(self, model: onnx.ModelProto) -> ReferenceEvaluator:
-        _refuse_ignored(model.graph.node)
+        opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
+        _refuse_ignored(model.graph.node, opset)
+        own = [Gelu, BatchNormalization] if opset < 14 else [Gelu]
         try:
-            return ReferenceEvaluator(model, new_ops=[Gelu])
+            return ReferenceEvaluator(model, new_ops=own)
         except Exception as error:  # noqa: BLE001  # whatever the evaluator raises for operators it lacks
             raise UnsupportedError(f"onnx's reference evaluator refuses {self._file.name}: {_line(error)}") from error
 
@@ -195,8 +197,8 @@ class OnnxSource:
             array = self._reader.array(attribute.t).astype(np.float64)
             attribute.t.CopyFrom(numpy_helper.from_array(array, attribute.t.name))
         elif attribute.name in _TYPE_ATTRIBUTES and attribute.i in _WIDENED:
-            # the evaluator's LayerNormalization takes no other stash_type, and computes in the input's type anyway
-            if (node.op_type, attribute.name) != ("LayerNormalization", "stash_type"):
+            # these take no other stash_type in the evaluator, and are computed in the type of the input whatever it says
+            if node.op_type not in _IN_INPUT_TYPE or attribute.name != "stash_type":
                 attribute.i = TensorProto.DOUBLE
         elif attribute.type == AttributeProto.GRAPH:
             self._widen_inner(attribute.g)
@@ -211,10 +213,12 @@ class OnnxSource:
         self._widen(graph)
 
 
-def _refuse_ignored(nodes: Iterable[onnx.NodeProto]) -> None:
-    """Raises UnsupportedError for what the reference evaluator silently leaves out."""
+def _refuse_ignored(nodes: Iterable[onnx.NodeProto], opset: int) -> None:
+    """Raises UnsupportedError for what the reference evaluator silently leaves out or takes for something newer."""
     items = []
     for node in nodes:
+        if (node.op_type == "RoiAlign" and opset < 16) or (node.op_type == "GroupNormalization" and opset < 21):
+            items.append(f"the older meaning of {place(node)}")
         names, inputs = _IGNORED.get(node.op_type, (set(), set()))
         usual = [name.encode() for name in _USUAL.get(node.op_type, ())]
         items += [
@@ -249,3 +253,23 @@ class Gelu(OpRun):
         else:
             bell = _erf(wide / math.sqrt(2)) if x.size else wide
         return ((0.5 * wide * (1 + bell)).astype(x.dtype),)
+
+
+class BatchNormalization(OpRun):
+    """Inference before opset 14. The evaluator mixes the batch's statistics in, whatever the number of outputs."""
+
+    op_domain = ""
+
+    def _run(
+        self,
+        x: np.ndarray,
+        weight: np.ndarray,
+        bias: np.ndarray,
+        mean: np.ndarray,
+        variance: np.ndarray,
+        epsilon: float = 1e-5,
+        momentum: float = 0.9,
+    ) -> tuple[np.ndarray]:
+        column = (-1, *(1,) * (x.ndim - 2))
+        factor = (weight / np.sqrt(variance + epsilon)).reshape(column)
+        return (((x - mean.reshape(column)) * factor + bias.reshape(column)).astype(x.dtype),)

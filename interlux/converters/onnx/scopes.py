@@ -28,6 +28,8 @@ def scope_of(node: onnx.NodeProto) -> tuple[ModuleCall, ...]:
         return _from_torch(
             properties["pkg.torch.onnx.name_scopes"], properties.get("pkg.torch.onnx.class_hierarchy", "")
         )
+    if "interlux.source" in properties:
+        return ()  # interlux writes both, or a node outside all modules
     return _from_name(node.name)
 
 
@@ -60,9 +62,7 @@ def _from_torch(scopes: str, classes: str) -> tuple[ModuleCall, ...]:
     if len(names) != len(paths):
         names = [""] * len(paths)
     pairs = list(zip(paths, names, strict=True))[:-1]  # the last entry is the operator
-    return tuple(
-        ModuleCall(path, 0, name.rpartition(".")[2]) for path, name in pairs if path and path != _NO_MODULE
-    )
+    return tuple(ModuleCall(path, 0, name.rpartition(".")[2]) for path, name in pairs if path and path != _NO_MODULE)
 
 
 def _list(text: str) -> list[str]:

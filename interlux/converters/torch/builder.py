@@ -1,4 +1,5 @@
-"""What the lowerings of ATen operators are written against: the graph builder, with torch's dtypes and symbolic sizes."""
+"""What the lowerings of ATen operators are written against: the graph builder, with torch's dtypes and symbolic
+sizes."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ import sympy
 import torch
 
 from ...ir.errors import UnsupportedError
-from ...ir.trees import Path, is_float
+from ...ir.trees import Path
 from ..builder import GraphBuilder, Shape, Value
 from .arrays import dtype_of
 

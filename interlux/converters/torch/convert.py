@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -69,11 +70,11 @@ def from_torch(
     stored = _Stored(program.state_dict, program)
     modes = single(program.graph)
     layer = _graph(program, modes, stored, fresh=False)
-    notes = ()
+    notes: tuple[str, ...] = ()
     if not modes.follows:
         notes = (
-            "exported in evaluation: batch normalisation and dropout follow train=True again, but what the module's own "
-            "code does differently in training is not in the file",
+            "exported in evaluation: batch normalisation and dropout follow train=True again, but what the module's "
+            "own code does differently in training is not in the file",
         )
     return _model(layer, program, stored, label, seed, notes)
 
@@ -145,9 +146,11 @@ class _Stored:
             return t.data_ptr(), t.data_ptr() + (reach + 1) * t.element_size()
 
         spans = sorted((*extent(t), key) for key, t in tensors.items() if t.numel())
-        for (_, end, first), (start, _, second) in zip(spans, spans[1:], strict=False):
+        for (_, end, first), (start, _, second) in itertools.pairwise(spans):
             if start < end:
-                raise UnsupportedError(f"{first!r} and {second!r} share part of their memory; make them separate tensors")
+                raise UnsupportedError(
+                    f"{first!r} and {second!r} share part of their memory; make them separate tensors"
+                )
 
     def trees(self) -> tuple[trees.Tree, trees.Tree]:
         """Parameters and states as numpy: what requires a gradient is a parameter."""
@@ -199,11 +202,14 @@ def _model(
     if any(SEED in g.paths() for g in graphs if isinstance(g, Graph)):
         states = {**states, SEED[0]: {SEED[1]: fresh_seed(np.random.default_rng(seed))}}
     metadata = {"source": "torch", "name": name, "state_dict": stored.state_dict}
-    return Model(layer, params, states, _signature(graph, program, dim_names(program, names)), stored.aliases, metadata, notes)
+    return Model(
+        layer, params, states, _signature(graph, program, dim_names(program, names)), stored.aliases, metadata, notes
+    )
 
 
 def _signature(graph: Graph, program: Program, names: dict[str, str]) -> Signature:
-    inputs, dims = [], {}
+    inputs: list[TensorSpec] = []
+    dims: dict[str, Dimension] = {}
     leaves: list[Any] = []
     examples = list(_user_inputs(program))
     for spec in program.graph_signature.input_specs:
@@ -244,6 +250,7 @@ def _signature(graph: Graph, program: Program, names: dict[str, str]) -> Signatu
 def _dimension(size: torch.SymInt, program: Program, names: dict[str, str]) -> tuple[str, Dimension]:
     """The name and range of an input's dynamic dimension."""
     expr = size.node.expr
+    symbol: Any
     factor, symbol = expr.as_coeff_Mul()
     label = str(expr.xreplace({s: type(s)(names.get(str(s), str(s)), integer=True) for s in expr.free_symbols}))
     found = program.range_constraints.get(symbol)

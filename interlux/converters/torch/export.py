@@ -17,8 +17,8 @@ Args = tuple[Any, ...]
 
 
 def as_call(example_inputs: Any) -> tuple[Args, dict[str, Any]]:
-    """Example inputs as positional and keyword arguments: a tensor, a tuple or list of arguments, a dict of keywords, or
-    a pair (tuple, dict)."""
+    """Example inputs as positional and keyword arguments: a tensor, a tuple or list of arguments, a dict of keywords,
+    or a pair (tuple, dict)."""
     if isinstance(example_inputs, dict):
         return (), example_inputs
     if (
@@ -83,7 +83,9 @@ def export(
             arguments_by_name(module, args, kwargs),
         )
     elif isinstance(dynamic_shapes, str):
-        raise InvalidModelError(f'dynamic_shapes is "batch", "auto", None or what torch.export takes, not {dynamic_shapes!r}')
+        raise InvalidModelError(
+            f'dynamic_shapes is "batch", "auto", None or what torch.export takes, not {dynamic_shapes!r}'
+        )
     else:
         shapes = dynamic_shapes
     try:

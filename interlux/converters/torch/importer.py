@@ -47,7 +47,9 @@ def module_calls(node: Node) -> tuple[ModuleCall, ...]:
     for key, (path, module_class) in (node.meta.get("nn_module_stack") or {}).items():
         if not path or path.startswith("_empty"):
             continue
-        name = module_class if isinstance(module_class, str) else f"{module_class.__module__}.{module_class.__qualname__}"
+        name = (
+            module_class if isinstance(module_class, str) else f"{module_class.__module__}.{module_class.__qualname__}"
+        )
         _, _, number = key.rpartition("@")
         calls.append(ModuleCall(path, int(number) if "@" in key and number.isdigit() else 0, name.rpartition(".")[2]))
     return tuple(calls)
@@ -146,12 +148,16 @@ class ProgramImporter:
 
     def _step(self, node: Node, place: Place) -> None:
         name, val = target_name(node), node.meta.get("val")
-        if counts_batches(node) or name.startswith(_IGNORED) or isinstance(val, torch.SymInt | int | torch.SymBool | bool):
+        if (
+            counts_batches(node)
+            or name.startswith(_IGNORED)
+            or isinstance(val, torch.SymInt | int | torch.SymBool | bool)
+        ):
             self.values[node] = val  # sizes are lowered from their expressions where they are used
         elif node.target is operator.getitem:
             source = node.args[0]
             self.values[node] = self._resolved(source)[node.args[1]]
-            if source in self.view_of:  # a part of a split
+            if isinstance(source, Node) and source in self.view_of:  # a part of a split
                 self.view_of[node] = source
                 self.views.setdefault(source, []).append(node)
         elif name == "wrap_with_set_grad_enabled":
@@ -181,7 +187,11 @@ class ProgramImporter:
         val = node.meta.get("val")
 
         def stand_in(tensor: Any) -> Any:
-            return Value(dtype_of(tensor.dtype), self.op.shape(tensor.shape)) if isinstance(tensor, torch.Tensor) else tensor
+            return (
+                Value(dtype_of(tensor.dtype), self.op.shape(tensor.shape))
+                if isinstance(tensor, torch.Tensor)
+                else tensor
+            )
 
         self.values[node] = tuple(map(stand_in, val)) if isinstance(val, list | tuple) else stand_in(val)
 
@@ -192,7 +202,9 @@ class ProgramImporter:
     def _described(self, result: Any, val: Any, name: str) -> Any:
         """Names results and gives them the shapes that torch knows."""
         if isinstance(result, tuple):
-            return tuple(self._described(r, v, f"{name}.{i}") for i, (r, v) in enumerate(zip(result, val, strict=False)))
+            return tuple(
+                self._described(r, v, f"{name}.{i}") for i, (r, v) in enumerate(zip(result, val, strict=False))
+            )
         return self.op.named(result, name, self.op.shape(val.shape))
 
     def _resolved(self, node: Any) -> Any:
@@ -299,7 +311,8 @@ class ProgramImporter:
         reason = "which may be a view or a copy" if view in self.doubtful else "which cannot be followed"
         raise UnsupportedError(
             f"{target_name(cause)} writes through {target_name(view)}, {reason}{self.op.where()}; "
-            "write it without the in-place operator" + (", or import the module instead of the .pt2" if not self.fresh else "")
+            "write it without the in-place operator"
+            + (", or import the module instead of the .pt2" if not self.fresh else "")
         )
 
 
@@ -314,4 +327,3 @@ class _Described:
     def __init__(self, tensor: Any):
         self.dtype = tensor.dtype if isinstance(tensor.dtype, np.dtype) else dtype_of(tensor.dtype)
         self.shape = tuple(tensor.shape)
-

@@ -1,8 +1,8 @@
 """Training and evaluation: how the layers of two exports of one module pair up.
 
 A module is exported twice, in training and in evaluation. Where both programs are the same but for training flags and
-dropout probabilities, one graph serves both, and each flag becomes a mode: follow, always or never. Where the module's own
-code branches on `self.training`, both graphs are kept.
+dropout probabilities, one graph serves both, and each flag becomes a mode: follow, always or never. Where the module's
+own code branches on `self.training`, both graphs are kept.
 """
 
 from __future__ import annotations
@@ -47,7 +47,11 @@ def counts_batches(node: torch.fx.Node) -> bool:
     if target_name(node) not in ("aten.add_.Tensor", "aten.add_.Scalar", "aten.add.Tensor"):
         return False
     counter = node.args[0]
-    return isinstance(counter, torch.fx.Node) and counter.op == "placeholder" and counter.name.endswith("num_batches_tracked")
+    return (
+        isinstance(counter, torch.fx.Node)
+        and counter.op == "placeholder"
+        and counter.name.endswith("num_batches_tracked")
+    )
 
 
 def _steps(graph: torch.fx.Graph) -> list[torch.fx.Node]:
@@ -84,7 +88,8 @@ class SingleMode:
     """The modes of one exported program on its own.
 
     Arguments:
-        follows: the flag of layers that follow the `train` keyword; None where the program serves one mode only, so that
+        follows: the flag of layers that follow the `train` keyword; None where the program serves one mode only, so
+            that
             every layer does what it was exported to do.
     """
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-
 from ...ir.errors import UnsupportedError
 from ...ir.model import Structure
 
@@ -19,7 +18,11 @@ def keys_of(spec: Any) -> list[str] | None:
     if fields and len(fields) == count:
         return list(fields)
     for candidate in (spec.context, *(spec.context if isinstance(spec.context, tuple | list) else ())):
-        if isinstance(candidate, tuple | list) and len(candidate) == count and all(isinstance(k, str) for k in candidate):
+        if (
+            isinstance(candidate, tuple | list)
+            and len(candidate) == count
+            and all(isinstance(k, str) for k in candidate)
+        ):
             return list(candidate)
     return None
 
@@ -37,7 +40,9 @@ def structure(spec: Any, leaves: list[Any]) -> Structure:
         return {spec.type.__name__: children}
     if spec.type is type(None):
         return {"value": None}
-    raise UnsupportedError(f"arguments or results of type {getattr(spec.type, '__name__', spec.type)}; register it as a dataclass")
+    raise UnsupportedError(
+        f"arguments or results of type {getattr(spec.type, '__name__', spec.type)}; register it as a dataclass"
+    )
 
 
 def leaf_names(form: Structure, prefix: str = "") -> dict[int, str]:
@@ -52,5 +57,3 @@ def leaf_names(form: Structure, prefix: str = "") -> dict[int, str]:
         start = prefix or ("" if "dict" in form else "output")
         found |= leaf_names(inner, f"{start}_{key}" if start else str(key))
     return found
-
-

@@ -164,7 +164,9 @@ class PairwiseFusion(_Several):
         self, op: Interpreter, params: Mapping[str, Any], states: Mapping[str, Any], *inputs: Value, train: bool
     ) -> tuple[Any, Mapping[str, Any]]:
         if len(inputs) != len(self.layers):
-            raise InvalidModelError(f"PairwiseFusion of {len(self.layers)} layers takes as many inputs, not {len(inputs)}")
+            raise InvalidModelError(
+                f"PairwiseFusion of {len(self.layers)} layers takes as many inputs, not {len(inputs)}"
+            )
         y: Any = None
         for (name, child), x in zip(self.children(), inputs, strict=True):
             if y is not None:

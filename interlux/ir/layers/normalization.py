@@ -133,5 +133,3 @@ class LayerNorm(Layer):
         weight = params["weight"] if self.affine else op.const(np.ones(self.shape), like=x)
         bias = params["bias"] if "bias" in self.param_shapes() else None
         return op.LayerNormalization(x, weight, bias, axis=-len(self.shape), epsilon=self.epsilon), states
-
-

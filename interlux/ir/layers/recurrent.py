@@ -111,12 +111,16 @@ class LSTM(Layer):
         return stacked if self.num_layers == 1 else op.Slice(stacked, op.ints(k * n), op.ints(k * n + n), op.ints(0))
 
     def _both_directions(self, op: Interpreter, params: Mapping[str, Any], name: str) -> Value:
-        return self._stacked(op, [op.Unsqueeze(self._onnx_gates(op, params[name + d]), op.ints(0)) for d in self.directions])
+        return self._stacked(
+            op, [op.Unsqueeze(self._onnx_gates(op, params[name + d]), op.ints(0)) for d in self.directions]
+        )
 
     def _biases(self, op: Interpreter, params: Mapping[str, Any], k: int) -> Value | None:
         if not self.use_bias:
             return None
-        return op.Concat(*(self._both_directions(op, params, f"{name}_l{k}") for name in ("bias_ih", "bias_hh")), axis=1)
+        return op.Concat(
+            *(self._both_directions(op, params, f"{name}_l{k}") for name in ("bias_ih", "bias_hh")), axis=1
+        )
 
     def _onnx_gates(self, op: Interpreter, stacked: Value) -> Value:
         """Gates in ONNX's order: input, output, forget, cell."""

@@ -1,7 +1,8 @@
 """Applying layers with JAX: `Layer.apply`, and compiled models.
 
 64-bit types keep their meaning whatever JAX is set to: everything is traced and run inside `jax.enable_x64(True)`, a
-context that leaves the user's setting alone. Nothing is promoted by that, because the IR's constants carry their dtypes.
+context that leaves the user's setting alone. Nothing is promoted by that, because the IR's constants carry their
+dtypes.
 """
 
 from __future__ import annotations
@@ -20,16 +21,14 @@ from ...ir.graph import Graph, graph_of
 from ...ir.layer import Layer
 from ...ir.model import Model
 from ...ir.trees import Path, Tree
-from ..runner import Runner, run_in
+from ..runner import Runner, refuse_written_states, run_in
 from .interpreter import JaxInterpreter
 from .primitives import PRIMITIVES
 
 Trees = Mapping[str, Any]
 
 
-def forward(
-    layer: Layer, params: Trees, states: Trees, inputs: tuple[Any, ...], train: bool
-) -> tuple[Any, Tree]:
+def forward(layer: Layer, params: Trees, states: Trees, inputs: tuple[Any, ...], train: bool) -> tuple[Any, Tree]:
     """Traces a layer. States that are computed keep the dtype in which they came, so that a training loop is stable."""
     params, states = (trees.map_leaves(jnp.asarray, tree) for tree in (params, states))
     graph = graph_of(layer)
@@ -72,9 +71,11 @@ def apply(layer: Layer, params: Trees, states: Trees, inputs: tuple[Any, ...], t
             return result
         narrow = {"i": jnp.int32, "u": jnp.uint32, "f": jnp.float32, "c": jnp.complex64}
         return jax.tree.map(
-            lambda leaf: leaf.astype(narrow[leaf.dtype.kind])
-            if leaf.dtype.itemsize == (16 if leaf.dtype.kind == "c" else 8) and leaf.dtype.kind in narrow
-            else leaf,
+            lambda leaf: (
+                leaf.astype(narrow[leaf.dtype.kind])
+                if leaf.dtype.itemsize == (16 if leaf.dtype.kind == "c" else 8) and leaf.dtype.kind in narrow
+                else leaf
+            ),
             result,
         )
 
@@ -113,7 +114,8 @@ class JaxRunner(Runner):
                 trees.from_leaves(zip(paths, arrays, strict=True))
                 for paths, arrays in zip(self._paths, (params, states), strict=True)
             ]
-            y, _ = JaxInterpreter().layer(model.layer, *trees_of, *inputs, train=False)
+            y, new = JaxInterpreter().layer(model.layer, *trees_of, *inputs, train=False)
+            refuse_written_states(trees_of[1], new)
             return tuple(map(jnp.asarray, y)) if isinstance(y, tuple) else (jnp.asarray(y),)
 
         self._program = jax.jit(program)
@@ -135,5 +137,3 @@ def check_supported(graph: Graph | None) -> None:
     ]
     if missing:
         raise UnsupportedError("the JAX backend has no primitive for these operators", missing)
-
-

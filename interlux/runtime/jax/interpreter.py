@@ -35,6 +35,8 @@ class JaxInterpreter(Interpreter):
         result = function(*inputs, **attributes)
         results = result if isinstance(result, tuple) else (result,)
         if outputs > len(results):
-            raise UnsupportedError(f"the JAX backend makes {len(results)} outputs of {op_type}, not {outputs}{self.where()}")
+            raise UnsupportedError(
+                f"the JAX backend makes {len(results)} outputs of {op_type}, not {outputs}{self.where()}"
+            )
         results = tuple(np.asarray(r) if isinstance(r, np.generic) else r for r in results[:outputs])
         return results[0] if outputs == 1 else results

@@ -1,7 +1,7 @@
 """The ONNX interpreter: emits nodes for the primitives a model consists of.
 
-Parameters become initialisers under their own names, values keep the names of the graph, and every node carries the module
-call that it came from in its metadata (`interlux.scope`, a JSON list of [path, call, class]).
+Parameters become initialisers under their own names, values keep the names of the graph, and every node carries the
+module call that it came from in its metadata (`interlux.scope`, a JSON list of [path, call, class]).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from ...ir.interpreter import EVAL, TRAIN, Interpreter, Override
 from ...ir.layer import Layer
 from ...ir.layers import Dense
 from ...ir.model import Model, TensorSpec
+from ..runner import refuse_written_states
 from . import opsets
 
 OLDEST_OPSET = 13
@@ -105,9 +106,7 @@ class OnnxInterpreter(Interpreter):
         self.nodes.append(node)
         return made[0] if outputs == 1 else tuple(made)
 
-    def _checked(
-        self, op_type: str, inputs: Sequence[Emitted | None], attributes: Mapping[str, Any]
-    ) -> dict[str, Any]:
+    def _checked(self, op_type: str, inputs: Sequence[Emitted | None], attributes: Mapping[str, Any]) -> dict[str, Any]:
         """The attributes that the operator of the target opset has. Raises UnsupportedError if others are needed."""
         newest = vocabulary.signature(op_type)
         if newest.domain:
@@ -184,7 +183,8 @@ def _emit(model: Model, opset: int) -> onnx.ModelProto:
     graph = graph_of(model.layer)
     if graph is not None:
         op.known = graph.values
-    y, _ = op.layer(model.layer, params, states, *inputs, train=False)
+    y, new = op.layer(model.layer, params, states, *inputs, train=False)
+    refuse_written_states(states, new)
     results = list(y) if isinstance(y, tuple) else [y]
     outputs = []
     for spec, value in zip(signature.outputs, results, strict=True):

@@ -1,6 +1,7 @@
 """Primitives in older opsets: what an operator of the newest opset was before it existed, or had that form.
 
-A rule is entered with the version from which the operator has its present form; below that, the rule's function emits the
+A rule is entered with the version from which the operator has its present form; below that, the rule's function emits
+the
 older one. Operators without a rule are emitted as they are, or refused where an attribute or input did not exist yet.
 """
 
@@ -54,7 +55,9 @@ def _identity(op: OnnxInterpreter, op_type: str, inputs: Sequence[Any], attribut
 
 
 def _refuse_random(op: OnnxInterpreter, op_type: str, inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
-    raise UnsupportedError(f"ONNX has no seeded random numbers: dropout that stays active cannot be emitted{op.where()}")
+    raise UnsupportedError(
+        f"ONNX has no seeded random numbers: dropout that stays active cannot be emitted{op.where()}"
+    )
 
 
 _ALWAYS: dict[str, Rule] = {

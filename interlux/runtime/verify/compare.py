@@ -27,8 +27,11 @@ LIMIT = 4.0
 ENOUGH_VALUES = 32
 # A channel whose size rests on fewer values than this (participation number) is judged at the size of the whole.
 ENOUGH_SIZEABLE = 8
-# A channel is not judged at less than this part of the error of the whole.
-LEAST_SHARE = 1e-3
+# Special inputs are all but one point: all their rows round alike, one draw, which may be far out. What they are there to
+# find (an epsilon that matters for small inputs, a division by zero) is larger by orders of magnitude.
+SPECIAL_ROOM = 4.0
+# A channel smaller than this many unit roundoffs of the whole may be the residue of a cancellation.
+RESIDUE = 16
 # A source whose own error is larger than this says too little to judge a conversion.
 HOPELESS = 0.25
 MAX_CHANNELS = 65536
@@ -178,7 +181,7 @@ class Comparison:
         for m in self._measured:
             size_of_kind, relative = usual[m.probe.kind]
             if m.probe.kind in SPECIAL:
-                size_of_kind, relative = max(size_of_kind, base[0]), max(relative, base[1])
+                size_of_kind, relative = max(size_of_kind, base[0]), SPECIAL_ROOM * max(relative, base[1])
             else:
                 relative = max(relative, base[1])
             size, own, _, target = (float(v[0]) for v in m.whole.root())
@@ -332,8 +335,8 @@ class Comparison:
         size, own, target = (np.sqrt(v / max(c.values, 1)) for v in (c.square, c.own / c.draws, c.target))
         sizeable = np.divide(c.square**2, c.fourth, out=np.zeros_like(size), where=c.fourth > 0)
         whole = usual[0] * usual[1]
-        trusted = (sizeable >= ENOUGH_SIZEABLE) & (c.values >= ENOUGH_VALUES)
-        allowed = np.where(trusted, np.maximum(floor * size, LEAST_SHARE * whole), np.maximum(whole, floor * size))
+        trusted = (sizeable >= ENOUGH_SIZEABLE) & (c.values >= ENOUGH_VALUES) & (size > RESIDUE * self._unit * usual[0])
+        allowed = np.where(trusted, floor * size, np.maximum(whole, floor * size))
         allowed = np.maximum(allowed, own) * _largest_of(len(size))
         return target / np.maximum(allowed, self._tiny)
 

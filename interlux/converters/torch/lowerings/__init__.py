@@ -5,6 +5,7 @@ sizes as Python ones. `op.result` is torch's description of the result.
 """
 
 from .registry import LOWERINGS, Mode
+
 from . import creation, indexing, layers, pointwise, reductions, shapes  # isort: skip  # they fill the table
 
 __all__ = ["LOWERINGS", "Mode", "creation", "indexing", "layers", "pointwise", "reductions", "shapes"]

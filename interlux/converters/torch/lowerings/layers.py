@@ -162,7 +162,9 @@ def rms_norm(
 ) -> Value:
     if weight is None:
         weight = op.ConstantOfShape(op.ints(*shape), value=np.ones(1, x.dtype))
-    return op.RMSNormalization(x, weight, axis=-len(shape), epsilon=float(np.finfo(x.dtype).eps) if epsilon is None else epsilon)
+    return op.RMSNormalization(
+        x, weight, axis=-len(shape), epsilon=float(np.finfo(x.dtype).eps) if epsilon is None else epsilon
+    )
 
 
 @aten("dropout", "feature_dropout")
@@ -273,7 +275,10 @@ def adaptive_avg_pool(op: TorchBuilder, x: Value, size: Ints) -> Value:
     if all(isinstance(w, int) and w == 1 for w in wanted):
         return op.GlobalAveragePool(x)
     have = (x.shape or ())[2:]
-    ratios = [h // w if isinstance(h, int) and isinstance(w, int) and h % w == 0 else 0 for h, w in zip(have, wanted, strict=True)]
+    ratios = [
+        h // w if isinstance(h, int) and isinstance(w, int) and h % w == 0 else 0
+        for h, w in zip(have, wanted, strict=True)
+    ]
     if not all(ratios):
         raise UnsupportedError(f"adaptive pooling of {have} to {tuple(size)}: windows of unequal size{op.where()}")
     return op.AveragePool(x, kernel_shape=tuple(ratios), strides=tuple(ratios))

@@ -20,7 +20,9 @@ def _common_dtype(op: TorchBuilder) -> np.dtype[Any]:
     """The dtype in which the two first arguments meet."""
     assert op.node_now is not None
     operands = [a.meta["val"] if isinstance(a, torch.fx.Node) else a for a in op.node_now.args[:2]]
-    plain = [bool(o) if isinstance(o, torch.SymBool) else 1 if isinstance(o, torch.SymInt) else o for o in operands]
+    plain: Any = [
+        bool(o) if isinstance(o, torch.SymBool) else 1 if isinstance(o, torch.SymInt) else o for o in operands
+    ]
     return dtype_of(torch.result_type(*plain))
 
 
@@ -71,7 +73,7 @@ def bitwise(op: TorchBuilder, x: Any, y: Any) -> Value:
     assert op.node_now is not None
     name = str(op.node_now.target).split(".")[1].strip("_").removeprefix("bitwise_").capitalize()
     dtype = op.result_dtype
-    return op.primitive(name if dtype == bool else f"Bitwise{name}", (op.value(x, dtype), op.value(y, dtype)), {})
+    return op.primitive(name if dtype.kind == "b" else f"Bitwise{name}", (op.value(x, dtype), op.value(y, dtype)), {})
 
 
 @aten("logical_and", "logical_or", "logical_xor")
@@ -83,7 +85,7 @@ def logical(op: TorchBuilder, x: Value, y: Value) -> Value:
 
 @aten("logical_not", "bitwise_not")
 def invert(op: TorchBuilder, x: Value) -> Value:
-    return op.Not(op.cast(x, bool)) if op.result_dtype == bool else op.BitwiseNot(x)
+    return op.Not(op.cast(x, bool)) if op.result_dtype.kind == "b" else op.BitwiseNot(x)
 
 
 @aten("div.Tensor", "div.Scalar", "true_divide.Tensor")
@@ -147,7 +149,7 @@ def power(op: TorchBuilder, x: Any, y: Any) -> Value:
 def _comparison(primitive: str, negated: bool = False) -> Callable[..., Value]:
     def lowering(op: TorchBuilder, x: Any, y: Any) -> Value:
         dtype = _common_dtype(op)
-        if dtype == bool and primitive not in ("Equal",):
+        if dtype.kind == "b" and primitive not in ("Equal",):
             dtype = np.dtype(np.int32)
         result = op.primitive(primitive, (op.value(x, dtype), op.value(y, dtype)), {})
         return op.Not(result) if negated else result

@@ -109,7 +109,9 @@ def softmax(op: TorchBuilder, x: Value, axis: int, dtype: Any = None) -> Value:
 
 
 @aten("linalg_vector_norm", "norm.ScalarOpt_dim")
-def vector_norm(op: TorchBuilder, x: Value, order: Any = 2, axes: Axes = None, keepdim: bool = False, **_: Any) -> Value:
+def vector_norm(
+    op: TorchBuilder, x: Value, order: Any = 2, axes: Axes = None, keepdim: bool = False, **_: Any
+) -> Value:
     primitive = {1: "ReduceL1", 2: "ReduceL2"}.get(2 if order is None else order)
     if primitive is None:
         raise UnsupportedError(f"the norm of order {order}{op.where()}")
@@ -148,5 +150,3 @@ def diff(op: TorchBuilder, x: Value, n: int = 1, axis: int = -1, prepend: Value 
         earlier = op.Slice(x, op.ints(0), op.ints(-1), op.ints(axis))
         x = op.Sub(later, earlier) if is_float(x.dtype) or x.dtype != bool else op.Xor(later, earlier)
     return x
-
-

@@ -172,9 +172,7 @@ def _same_back(op: TorchBuilder, base: Value, written: Value, sizes: Sequence[Si
 
 
 @_back("transpose.int", "swapaxes")
-def _transpose_back(
-    op: TorchBuilder, base: Value, written: Value, sizes: Sequence[Size], a: int, b: int
-) -> Value:
+def _transpose_back(op: TorchBuilder, base: Value, written: Value, sizes: Sequence[Size], a: int, b: int) -> Value:
     order = list(range(len(sizes)))
     order[a], order[b] = order[b], order[a]
     return op.Transpose(written, perm=tuple(order))
@@ -192,9 +190,7 @@ def _permute_back(op: TorchBuilder, base: Value, written: Value, sizes: Sequence
 
 
 @_back("select.int")
-def _select_back(
-    op: TorchBuilder, base: Value, written: Value, sizes: Sequence[Size], axis: int, index: Size
-) -> Value:
+def _select_back(op: TorchBuilder, base: Value, written: Value, sizes: Sequence[Size], axis: int, index: Size) -> Value:
     axis = op.axis(axis, len(sizes))
     if not isinstance(index, int):
         raise UnsupportedError(f"a write to a row that depends on the data{op.where()}")

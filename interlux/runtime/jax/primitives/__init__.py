@@ -1,11 +1,13 @@
 """The ONNX operators on JAX: one small function each, named like the operator.
 
-A function takes the inputs by position (None = absent) and the attributes by keyword, and returns a value or the tuple of
-all outputs. Values that depend on shapes and constants only are numpy arrays and stay so: they are the static part of the
-computation (sizes, axes, pads). All others are JAX values.
+A function takes the inputs by position (None = absent) and the attributes by keyword, and returns a value or the tuple
+of
+all outputs. Values that depend on shapes and constants only are numpy arrays and stay so: they are the static part of
+the computation (sizes, axes, pads). All others are JAX values.
 """
 
 from .registry import PRIMITIVES
+
 from . import elementwise, linear, neural, recurrent, reductions, shaping  # isort: skip  # they fill the table
 
 __all__ = ["PRIMITIVES", "elementwise", "linear", "neural", "recurrent", "reductions", "shaping"]

@@ -19,7 +19,14 @@ def MatMul(x: Value, y: Value) -> Value:
 
 @primitive
 def Gemm(
-    a: Value, b: Value, c: Value | None = None, *, alpha: float = 1.0, beta: float = 1.0, transA: int = 0, transB: int = 0
+    a: Value,
+    b: Value,
+    c: Value | None = None,
+    *,
+    alpha: float = 1.0,
+    beta: float = 1.0,
+    transA: int = 0,
+    transB: int = 0,
 ) -> Value:
     y = MatMul(a.T if transA else a, b.T if transB else b)
     if alpha != 1:

@@ -23,9 +23,16 @@ Ints = tuple[int, ...]
 
 
 def _windows(
-    x: Value, kernel: Ints, strides: Ints | None, pads: Ints | None, dilations: Ints | None, auto_pad: str, ceil_mode: int
+    x: Value,
+    kernel: Ints,
+    strides: Ints | None,
+    pads: Ints | None,
+    dilations: Ints | None,
+    auto_pad: str,
+    ceil_mode: int,
 ) -> tuple[Ints, Ints, list[tuple[int, int]], Ints]:
-    """strides, dilations, pads and the sizes of the result; with ceil_mode the end pads are grown to the last window."""
+    """strides, dilations, pads and the sizes of the result; with ceil_mode the end pads are grown to the last
+    window."""
     n = len(kernel)
     strides, dilations = strides or (1,) * n, dilations or (1,) * n
     padded = spatial_pads(x.shape[2:], kernel, strides, dilations, pads, auto_pad)
@@ -178,5 +185,7 @@ def GroupNormalization(
 @primitive
 def Dropout(x: Value, ratio: Value | None = None, training: Value | None = None, *, seed: int | None = None) -> Any:
     if training is not None and not (is_static(training) and not bool(training)):
-        raise UnsupportedError("ONNX's Dropout draws other numbers in every run; interlux draws from a seed in the states")
+        raise UnsupportedError(
+            "ONNX's Dropout draws other numbers in every run; interlux draws from a seed in the states"
+        )
     return x, jnp.ones(x.shape, bool)

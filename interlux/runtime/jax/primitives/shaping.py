@@ -155,7 +155,9 @@ def ScatterND(x: Value, indices: Value, updates: Value, *, reduction: str = "non
 
 
 @primitive
-def Pad(x: Value, pads: Value, constant: Value | None = None, axes: Value | None = None, *, mode: str = "constant") -> Value:
+def Pad(
+    x: Value, pads: Value, constant: Value | None = None, axes: Value | None = None, *, mode: str = "constant"
+) -> Value:
     amounts = integers(pads, "the pads of Pad")
     along = tuple(range(x.ndim)) if axes is None else integers(axes, "the axes of Pad")
     widths = [(0, 0)] * x.ndim
@@ -176,7 +178,9 @@ def Pad(x: Value, pads: Value, constant: Value | None = None, axes: Value | None
 @primitive
 def Range(start: Value, limit: Value, delta: Value) -> Value:
     if not is_static(start, limit, delta):
-        raise UnsupportedError("the length of Range depends on the data; a jitted function needs it fixed by the shapes")
+        raise UnsupportedError(
+            "the length of Range depends on the data; a jitted function needs it fixed by the shapes"
+        )
     return np.arange(start.reshape(()), limit.reshape(()), delta.reshape(()), dtype=start.dtype)
 
 
@@ -205,7 +209,7 @@ def Trilu(x: Value, k: Value | None = None, *, upper: int = 1) -> Value:
 
 @primitive
 def EyeLike(x: Value, *, dtype: int | None = None, k: int = 0) -> Value:
-    return np.eye(*x.shape, k=k, dtype=x.dtype if dtype is None else dtypes.from_onnx(dtype))
+    return np.eye(x.shape[0], x.shape[1], k=k, dtype=x.dtype if dtype is None else dtypes.from_onnx(dtype))
 
 
 @primitive

@@ -1,0 +1,125 @@
+"""The command `interlux`.
+
+    __init__    main: exit codes, one-line errors, JSON, interruption
+    app         the sub-commands and their options (click)
+    state       what a running command writes to: stdout, JSON, progress on stderr
+    sources     SRC: what can be opened
+    targets     DST: what can be written, all or nothing
+    checks      which hops are verified
+    commands    what the sub-commands do
+    doctor      what is installed and works
+
+A sub-command imports what it needs when it runs: `interlux --help` imports click and numpy, no framework.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+
+from .state import State
+
+OK, FAILED, USAGE, UNSUPPORTED, INVALID, RESOURCE, INTERNAL, BROKEN_PIPE, INTERRUPTED, TERMINATED = (
+    0, 1, 2, 3, 4, 5, 70, 141, 130, 143,
+)  # fmt: skip
+
+
+class Terminated(BaseException):
+    """SIGTERM, as an exception, so that what is half written is removed."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command.
+
+    Arguments:
+        argv: the arguments without the program's name; None for those of the process.
+
+    Returns:
+        The exit code: 0 ok, 1 verification failed, 2 usage, 3 unsupported, 4 invalid or unsafe input, 5 resource limit,
+        70 internal error, 130 interrupted (143 by SIGTERM, 141 if the reader of stdout has gone).
+    """
+    import warnings
+
+    from .app import interlux
+
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    state = State(json="--json" in arguments, verbose="-v" in arguments or "--verbose" in arguments)
+    code = OK
+    with warnings.catch_warnings(), state.stdout_kept_clean(), _sigterm():
+        if not (state.verbose or sys.warnoptions):
+            warnings.simplefilter("ignore")  # those of the frameworks, about themselves
+        try:
+            code = interlux.main(arguments, prog_name="interlux", standalone_mode=False, obj=state) or OK
+        except BaseException as error:  # noqa: BLE001  # the last place before the user: each becomes one line
+            code = _report(state, error)
+    try:
+        state.finish(code)
+    except BrokenPipeError:
+        code = BROKEN_PIPE
+    return code
+
+
+def _report(state: State, error: BaseException) -> int:
+    """One line on stderr (with -v after the traceback). Returns the exit code."""
+    import click
+
+    from ..ir.errors import InterluxError
+
+    match error:
+        case SystemExit(code=code):  # click's, after printing a completion script
+            return code if isinstance(code, int) else OK if code is None else INVALID
+        case BrokenPipeError():
+            return BROKEN_PIPE
+        case InterluxError():
+            code, text = error.exit_code, str(error)
+        case click.UsageError():
+            command = error.ctx.command_path if error.ctx else "interlux"
+            text = error.format_message().rstrip(".")
+            code, text = USAGE, f"{text[:1].lower()}{text[1:]}; see '{command} --help'"
+        case click.ClickException():
+            code, text = USAGE, error.format_message()
+        case KeyboardInterrupt() | click.Abort():
+            code, text = INTERRUPTED, "interrupted; nothing was written"
+        case Terminated():
+            code, text = TERMINATED, "terminated; nothing was written"
+        case MemoryError():
+            code, text = RESOURCE, "out of memory; use a machine with more, or a smaller model or batch"
+        case RecursionError():
+            code, text = RESOURCE, "the model is nested too deeply; flatten it where it was exported"
+        case OSError(filename=name, strerror=reason) if reason:
+            import errno
+
+            code = RESOURCE if error.errno in (errno.ENOSPC, errno.EDQUOT) else INVALID
+            text = f"{name}: {reason}" if name else reason
+        case _:
+            code = INTERNAL
+            text = f"internal error: {type(error).__name__}: {error}"
+            if not state.verbose:
+                text += "; run again with -v for the traceback"
+    if state.verbose:
+        import traceback
+
+        traceback.print_exception(error)
+    state.fail(text, type(error).__name__, tuple(getattr(error, "items", ())), code)
+    return code
+
+
+@contextmanager
+def _sigterm() -> Iterator[None]:
+    """SIGTERM as an exception; in a thread, where signals can't be handled, as it was."""
+
+    def terminated(signum: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    try:
+        before = signal.signal(signal.SIGTERM, terminated)
+    except ValueError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,97 @@
+"""What a running command writes to: text or one JSON object on stdout, errors and progress on stderr."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
+from typing import Any, TextIO
+
+from ..ir.view import escaped
+
+
+class State:
+    """One run of the command.
+
+    Arguments:
+        json: whether stdout gets one JSON object instead of text.
+        verbose: whether errors come with a traceback.
+    """
+
+    def __init__(self, json: bool = False, verbose: bool = False):
+        self.json, self.verbose = json, verbose
+        self.result: dict[str, Any] = {}  # what --json shows
+        self._error: dict[str, Any] | None = None
+        self._stdout: TextIO = sys.stdout
+
+    def line(self, text: str = "") -> None:
+        """Text for people. What comes from a model is escaped; several lines are given as several."""
+        if not self.json:
+            for part in text.split("\n"):
+                print(escaped(part), file=self._stdout)
+
+    def note(self, text: str) -> None:
+        """What a person should know and a program finds in the JSON object under `notes`."""
+        self.result.setdefault("notes", []).append(text)
+        self.line(f"note: {text}")
+
+    def fail(self, message: str, kind: str, items: tuple[str, ...], code: int) -> None:
+        """An error: one line on stderr, and with --json the object's `error`."""
+        self._error = {"type": kind, "message": message} | ({"items": list(items)} if items else {})
+        # A message that quotes a framework may have several lines
+        with suppress(OSError):
+            print(escaped(f"interlux: {' '.join(message.split())}"), file=sys.stderr)
+
+    def finish(self, code: int) -> None:
+        if self.json:
+            head: dict[str, Any] = {"ok": code == 0, "exit_code": code}
+            if self._error is not None:
+                head["error"] = self._error
+            print(json.dumps(head | self.result, indent=1, allow_nan=False), file=self._stdout)
+        self._stdout.flush()
+
+    @contextmanager
+    def stdout_kept_clean(self) -> Iterator[None]:
+        """With --json, what anything else prints goes to stderr: by Python, and by native code through descriptor 1."""
+        if not self.json:
+            yield
+            return
+        self._stdout.flush()
+        own = _descriptor(self._stdout)
+        with redirect_stdout(sys.stderr):
+            if own != 1 or _descriptor(sys.stderr) is None:
+                yield
+                return
+            saved = os.dup(1)
+            try:
+                os.dup2(2, 1)
+                yield
+            finally:
+                os.dup2(saved, 1)
+                os.close(saved)
+
+    @contextmanager
+    def step(self, what: str) -> Iterator[None]:
+        """Progress on stderr, when it is a terminal: what is being done, and then how long it took."""
+        if not sys.stderr.isatty():
+            yield
+            return
+        from rich.console import Console
+        from rich.text import Text
+
+        console = Console(stderr=True, highlight=False)
+        start = time.perf_counter()
+        with console.status(Text(escaped(what))) if console.is_terminal else nullcontext():
+            yield
+        took = f"{time.perf_counter() - start:.1f} s"
+        console.print(Text.assemble((f"{took:>7}  ", "dim"), escaped(what)))
+
+
+def _descriptor(stream: TextIO) -> int | None:
+    try:
+        return stream.fileno()
+    except (OSError, AttributeError, ValueError):
+        return None
