@@ -24,7 +24,7 @@ from .api import (
     torch_state_dict,
     verify,
 )
-from .ir import layers
+from .ir import layers, trees
 from .ir.errors import (
     InterluxError,
     InvalidModelError,
@@ -69,6 +69,7 @@ __all__ = [
     "to_onnx",
     "to_stablehlo",
     "torch_state_dict",
+    "trees",
     "verify",
 ]
 

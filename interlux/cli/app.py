@@ -171,6 +171,7 @@ def inspect(state: State, **options: Any) -> None:
 @click.option("--output", metavar="FILE.npz", help="Write the outputs there, by name.")
 @click.option("--backend", type=click.Choice([*BACKENDS, "fused"]), help="By default jax if installed.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@arch
 @common
 def run_(state: State, **options: Any) -> None:
     """Run a model on arrays from an .npz file."""
@@ -179,7 +180,7 @@ def run_(state: State, **options: Any) -> None:
     run(state, **options)
 
 
-@interlux.command()
+@interlux.command(short_help="Show what is installed and works, and what is missing.")
 @common
 def doctor(state: State) -> None:
     """Show what is installed, which backends and devices work, and how to get what is missing."""
@@ -189,7 +190,9 @@ def doctor(state: State) -> None:
 
 
 def _later(name: str, what: str, instead: str) -> None:
-    @interlux.command(name, help=f"{what} {LATER}", context_settings={"ignore_unknown_options": True})
+    text = f"{what} {LATER}"
+
+    @interlux.command(name, help=text, short_help=text, context_settings={"ignore_unknown_options": True})
     @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
     @common
     def command(state: State, arguments: tuple[str, ...]) -> None:
@@ -198,6 +201,6 @@ def _later(name: str, what: str, instead: str) -> None:
         raise UnsupportedError(f"'interlux {name}' is not part of this version; {instead}")
 
 
-_later("bisect", "Find the first layer in which A and B differ.", "'interlux verify A B' tells whether they differ")
-_later("bench", "Measure the speed of a model on each backend.", "time the function that ix.compile(model) returns")
-_later("bundle", "Write a folder for deployment.", "use 'interlux convert SRC model.onnx'")
+_later("bisect", "Find the layer in which A and B differ", "'interlux verify A B' tells whether they differ")
+_later("bench", "Time a model on each backend", "time the function that ix.compile(model) returns")
+_later("bundle", "Write a folder for deployment", "use 'interlux convert SRC model.onnx'")

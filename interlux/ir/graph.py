@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from . import trees
-from .errors import InvalidModelError
+from .errors import InvalidModelError, UnsupportedError
 from .interpreter import Interpreter, Value
 from .layer import Layer
 from .trees import Path
@@ -207,6 +207,18 @@ class ByMode(Layer):
         self, op: Interpreter, params: Mapping[str, Any], states: Mapping[str, Any], *inputs: Value, train: bool
     ) -> tuple[Any, Mapping[str, Any]]:
         return op.layer(self.training if train else self.evaluation, params, states, *inputs, train=train)
+
+
+@dataclass(frozen=True)
+class Unavailable(Layer):
+    """In place of a layer that a source has only in the other mode: refuses, with the reason."""
+
+    reason: str
+
+    def forward(
+        self, op: Interpreter, params: Mapping[str, Any], states: Mapping[str, Any], *inputs: Value, train: bool
+    ) -> tuple[Any, Mapping[str, Any]]:
+        raise UnsupportedError(self.reason)
 
 
 def graph_of(layer: Layer) -> Graph | None:

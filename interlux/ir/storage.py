@@ -26,7 +26,7 @@ from . import layers as _layers
 from . import trees
 from .dtypes import dtype_named
 from .errors import InvalidModelError, UnsafeInputError, UnsupportedError
-from .graph import ByMode, Graph, ModuleCall, Node, ValueInfo
+from .graph import ByMode, Graph, ModuleCall, Node, Unavailable, ValueInfo
 from .layer import Layer
 from .layers.basic import ArrayData
 from .model import Dimension, Model, Signature, TensorSpec
@@ -45,7 +45,7 @@ _NATIVE = frozenset(
 def layer_classes(extra: Iterable[type[Layer]] = ()) -> dict[str, type[Layer]]:
     """The layers that a saved model may name: those of interlux, and those given."""
     own = [value for value in vars(_layers).values() if isinstance(value, type) and issubclass(value, Layer)]
-    return {c.__name__: c for c in (*own, ByMode, *extra)}
+    return {c.__name__: c for c in (*own, ByMode, Unavailable, *extra)}
 
 
 # --- layers as JSON

@@ -18,7 +18,7 @@ from interlux.converters.onnx.scopes import scope_of
 from interlux.converters.onnx.upgrades import UNCHANGED, UPGRADES
 from interlux.converters.onnx.weights import paths_of
 from interlux.ir import trees
-from interlux.ir.errors import InvalidModelError, ResourceLimitError, UnsafeInputError, UnsupportedError
+from interlux.ir.errors import InterluxError, InvalidModelError, ResourceLimitError, UnsafeInputError, UnsupportedError
 from interlux.ir.graph import Graph, ModuleCall
 from interlux.ir.layer import setup
 from interlux.ir.layers import (
@@ -366,7 +366,7 @@ def test_training_by_outputs_is_refused() -> None:
     node = helper.make_node("BatchNormalization", ["x", *"sbmv"], ["y", "m2", "v2", "m3", "v3"], "bn")
     outputs = {"y": (F32, [2, 3])}
     old = proto([node], {"x": (F32, [2, 3])}, outputs, 13, **{k: np.abs(floats(3)) for k in "sbmv"})
-    with pytest.raises(UnsupportedError, match="BatchNormalization 'bn': .*opset 14"):
+    with pytest.raises(UnsupportedError, match=r"BatchNormalization 'bn': .*opset 14"):
         from_onnx(old)
 
 
@@ -570,6 +570,19 @@ def test_shared_arrays_stay_shared_and_equal_ones_apart() -> None:
     assert stored_names(model) == {"w", "w2"}
     bound = [dict(node.params)["weight"] for node in graph_of(model).nodes]
     assert bound == [("w",), ("w",), ("w2",)]
+
+
+def test_identities_of_initialisers_are_aliases() -> None:
+    nodes = [N("Identity", "s", "bn.running_var"), N("Identity", "bn.running_var", "t")]
+    nodes += [N("BatchNormalization", "x a b m bn.running_var", "z"), N("Mul", "z t")]
+    vectors = {k: np.abs(floats(4, seed=i)) for i, k in enumerate("sabm")}
+    source = proto(nodes, {"x": (F32, [2, 4, 6, 4])}, {"y": (F32, None)}, **vectors)
+    model = from_onnx(source)
+    assert model.aliases == {("bn", "running_var"): ("s",), ("t",): ("s",)}
+    assert {trees.name_of(p) for p, _ in trees.leaves(model.states)} == {"s", "m"}
+    assert any(isinstance(layer, BatchNorm) for layer in layers_of(model))
+    x = floats(2, 4, 6, 4)
+    same(run_jax(model, x)[0], OnnxSource(source).run([x])[0], 1e-5)
 
 
 def test_overridable_initialisers_become_stored_arrays_with_a_note() -> None:
@@ -834,7 +847,7 @@ def test_broken_files(tmp_path: Path, content: bytes, match: str) -> None:
 def test_missing_files_and_folders(tmp_path: Path) -> None:
     with pytest.raises(InvalidModelError, match="there is no file"):
         from_onnx(tmp_path / "absent.onnx")
-    with pytest.raises(InvalidModelError, match="not a regular file|is a folder"):
+    with pytest.raises(InvalidModelError, match=r"not a regular file|is a folder"):
         from_onnx(tmp_path)
     with pytest.raises(InvalidModelError, match="cannot be read"):
         from_onnx("a\0b.onnx")
@@ -843,6 +856,30 @@ def test_missing_files_and_folders(tmp_path: Path) -> None:
         from_onnx(tmp_path / "pipe")
     with pytest.raises(InvalidModelError, match="not int"):
         from_onnx(3)  # type: ignore[arg-type]
+
+
+def test_names_that_are_not_utf8() -> None:
+    content = simple().SerializeToString().replace(b"Gemm", b"Ge\xffm")
+    with pytest.raises(InvalidModelError, match="a op_type of its NodeProto is not UTF-8"):
+        from_onnx(content)
+
+
+def test_damaged_bytes_are_refused_cleanly() -> None:
+    """Whatever bytes change, there is a model or an error of ours."""
+    content = (FIXTURES / "digits_lenet.onnx").read_bytes()
+    graph = content.index(b"conv1.weight")
+    rng = np.random.default_rng(0)
+    messages = []
+    for _ in range(150):
+        damaged = bytearray(content)
+        for position in rng.integers(0, graph + 6000, rng.integers(1, 8)):
+            damaged[position] = rng.integers(256)
+        try:
+            from_onnx(bytes(damaged))
+        except InterluxError as error:
+            messages.append(str(error))
+    assert all(message.isprintable() for message in messages)
+    assert len(messages) > 20
 
 
 def test_every_truncation_is_refused_cleanly() -> None:

@@ -1,7 +1,7 @@
 """What is established about a model before it is imported: it is valid, its functions are inlined, and types are known.
 
-All of it works on an outline of the model, in which large initialisers are inputs: onnx's own tools copy a model several
-times, end at 2 GiB, and would look for external data by themselves.
+All of it works on an outline of the model, in which large initialisers are inputs: onnx's own tools copy a model
+several times, end at 2 GiB, and would look for external data by themselves.
 """
 
 from __future__ import annotations

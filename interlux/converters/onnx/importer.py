@@ -60,6 +60,7 @@ class _Importer:
         self._uses = weights.Uses(plan.graph.node)
         self._values: dict[str, Value | None] = {"": None}
         self._arrays: dict[str, tuple[str, np.ndarray]] = {}  # stored ones by name, with their kind
+        self._aliases: dict[trees.Path, trees.Path] = {}
         self._notes: list[str] = []
 
     def model(self, name: str | None) -> Model:
@@ -92,6 +93,7 @@ class _Importer:
             params,
             states,
             Signature(tuple(specs), results, dims),
+            aliases=self._aliases,
             metadata=self._metadata(name),
             notes=tuple(self._notes),
         )
@@ -156,7 +158,7 @@ class _Importer:
             known = tuple(s if k is None else k for k, s in zip(known, said, strict=True))
         if known is None:
             raise UnsupportedError(
-                f"{self._file.name}: the rank of output {shown(declared.name)} is unknown; declare its shape in the model"
+                f"{self._file.name}: the rank of output {shown(declared.name)} is unknown; declare its shape"
             )
         return TensorSpec(declared.name, made.dtype.name, self._named(known))
 
@@ -234,6 +236,8 @@ class _Importer:
                 continue
             dense = found.dense.get(first) if first else None
             try:
+                if node.op_type == "Identity" and self._alias(node, outputs):
+                    continue
                 if dense is None:
                     self._node(node)
                 else:
@@ -245,6 +249,16 @@ class _Importer:
                 raise self._invalid(node, str(error)) from error
         if refused:
             raise UnsupportedError(f"{self._file.name} has nodes that are not supported yet", refused)
+
+    def _alias(self, node: onnx.NodeProto, outputs: set[str]) -> bool:
+        """Whether the Identity is another name of a stored array. torch's older exporter keeps one of equal arrays and
+        gives it the names of the others in this way."""
+        value, name = self._values[node.input[0]], node.output[0]
+        if value is None or value.path is None or name in outputs:
+            return False
+        self._values[name] = value
+        self._aliases[trees.path_of(name)] = value.path
+        return True
 
     def _node(self, node: onnx.NodeProto) -> None:
         attributes = {a.name: self._attribute(a, node) for a in node.attribute}

@@ -1,8 +1,8 @@
 """Nodes that become layers of the IR with their parameters, so that an imported graph reads like a network.
 
-A function of the table takes a node in its newest form and returns the layer's output, or None where the layer could not
-say exactly what the node does: then the node becomes an `Operator`. Stored arrays stay as they are, under their names;
-nothing is transposed, scaled or merged.
+A function of the table takes a node in its newest form and returns the layer's output, or None where the layer could
+not say exactly what the node does: then the node becomes an `Operator`. Stored arrays stay as they are, under their
+names; nothing is transposed, scaled or merged.
 """
 
 from __future__ import annotations
@@ -183,7 +183,7 @@ class DenseNodes:
 
 @dataclass(frozen=True)
 class Patterns:
-    """Groups of nodes that become one layer: by the output of their last node, and the outputs of the nodes before it."""
+    """Groups of nodes that become one layer: by the output of their last node; and the outputs of the nodes before."""
 
     dense: Mapping[str, DenseNodes]
     inside: Collection[str]

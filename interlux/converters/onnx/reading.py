@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import DecodeError, Message
 from onnx import TensorProto, numpy_helper
 
 from ...ir import dtypes
@@ -27,7 +28,9 @@ from ..archive import shown
 MAX_PROTOBUF = 2**31 - 1  # bytes; what protobuf can hold, larger models keep their tensors outside
 MAX_RANK = 64  # numpy's
 _TEXT = frozenset(b"\t\n\r" + bytes(range(32, 127)))
-_FIELDS = {  # where a tensor that has no raw bytes keeps its elements, and how many bits of an element one entry holds
+_FIELDS: dict[
+    int, str
+] = {  # where a tensor that has no raw bytes keeps its elements, and how many bits of an element one entry holds
     TensorProto.FLOAT: "float_data",
     TensorProto.COMPLEX64: "float_data",
     TensorProto.DOUBLE: "double_data",
@@ -36,6 +39,7 @@ _FIELDS = {  # where a tensor that has no raw bytes keeps its elements, and how 
     TensorProto.UINT32: "uint64_data",
     TensorProto.UINT64: "uint64_data",
 }
+_TEXTS_AND_MESSAGES = (FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_MESSAGE)
 _BITS = {"int4": 4, "uint4": 4, "float4_e2m1fn": 4, "int2": 2, "uint2": 2}  # several elements share a byte
 
 Source = str | os.PathLike[str] | bytes | onnx.ModelProto
@@ -112,7 +116,22 @@ def _complete(proto: onnx.ModelProto, name: str) -> onnx.ModelProto:
     """Bytes of another format can parse as a protobuf with unknown fields only."""
     if not proto.ir_version or not proto.opset_import or not proto.HasField("graph"):
         raise InvalidModelError(f"{name} is not an ONNX model, or is truncated: it has no version or no graph")
+    _check_texts(proto, name)
     return proto
+
+
+def _check_texts(message: Message, name: str) -> None:
+    """Raises InvalidModelError for a text that is not UTF-8: protobuf hands it out as bytes."""
+    if isinstance(message, TensorProto):  # its fields, without copying its elements
+        inner = [(field, getattr(message, field)) for field in ("name", "doc_string", "external_data")]
+    else:
+        inner = [(field.name, value) for field, value in message.ListFields() if field.type in _TEXTS_AND_MESSAGES]
+    for field, value in inner:
+        for item in (value,) if isinstance(value, str | bytes | Message) else value:
+            if isinstance(item, Message):
+                _check_texts(item, name)
+            elif isinstance(item, bytes):
+                raise InvalidModelError(f"{name} is damaged: a {field} of its {message.DESCRIPTOR.name} is not UTF-8")
 
 
 class TensorReader:
@@ -218,8 +237,8 @@ class TensorReader:
                         raise UnsafeInputError(f"{what}: {shown(location)} was replaced while it was opened")
                     if status.st_nlink > 1:
                         raise UnsafeInputError(
-                            f"{what}: {shown(location)} has several names (hard links) and may belong to something else; "
-                            "copy the model's folder"
+                            f"{what}: {shown(location)} has several names (hard links) and may be "
+                            "something else's file; copy the model's folder"
                         )
                     content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if status.st_size else b""
             except OSError as error:

@@ -1,7 +1,7 @@
 """An ONNX model as the source that its conversion is verified against: run as it is, and in float64.
 
-Neither uses interlux's importer or its primitives: onnxruntime runs the model itself, onnx's reference evaluator runs it
-with every float made a double.
+Neither uses interlux's importer or its primitives: onnxruntime runs the model itself, onnx's reference evaluator runs
+it with every float made a double.
 """
 
 from __future__ import annotations
@@ -82,11 +82,11 @@ class OnnxSource:
         Computed by onnxruntime on the CPU, by onnx's reference evaluator where onnxruntime refuses the model.
         """
         feed = self._feed(arrays)
-        runner = self._session or self._evaluator
+        runner = self._runner
         try:
             with np.errstate(all="ignore"):
                 return [np.asarray(y) for y in runner.run(None, feed)]
-        except Exception as error:  # noqa: BLE001  # onnxruntime's own exceptions derive from Exception alone
+        except Exception as error:  # onnxruntime's own exceptions derive from Exception alone
             raise InvalidModelError(f"{self._file.name} cannot be run on these inputs: {_line(error)}") from error
 
     def run_float64(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
@@ -97,8 +97,8 @@ class OnnxSource:
         feed = self._feed([a.astype(np.float64) if a.dtype.name in _NARROW else a for a in arrays])
         try:
             with np.errstate(all="ignore"):
-                results: dict[str, Any] = self._wide.run(None, feed, intermediate=True)
-        except Exception as error:  # noqa: BLE001  # whatever the evaluator's operators raise
+                results: Any = self._wide.run(None, feed, intermediate=True)
+        except Exception as error:  # whatever the evaluator's operators raise
             raise UnsupportedError(
                 f"{self._file.name} cannot be run in float64 by onnx's reference evaluator: {_line(error)}"
             ) from error
@@ -113,12 +113,22 @@ class OnnxSource:
         return {name: np.asarray(a, order="C") for name, a in zip(self._inputs, arrays, strict=True)}
 
     @cached_property
-    def _session(self) -> Any | None:
-        """An onnxruntime session, None if it refuses the model or is not installed."""
+    def _runner(self) -> Any:
+        """An onnxruntime session, or the reference evaluator if onnxruntime is not installed or refuses the model."""
+        try:
+            return self._session()
+        except UnsupportedError as error:
+            refusal = error
+        try:
+            return self._evaluate(self._copy(wide=False))
+        except UnsupportedError as error:
+            raise UnsupportedError(f"{refusal}; {error}") from error
+
+    def _session(self) -> Any:
         try:
             import onnxruntime
-        except ImportError:
-            return None
+        except ModuleNotFoundError:
+            raise UnsupportedError("onnxruntime is not installed") from None
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
         options.intra_op_num_threads = self._threads
@@ -126,12 +136,8 @@ class OnnxSource:
         model = self._file.proto.SerializeToString() if whole else str(self._file.path)
         try:
             return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        except Exception:  # noqa: BLE001  # onnxruntime's own exceptions derive from Exception alone
-            return None
-
-    @cached_property
-    def _evaluator(self) -> ReferenceEvaluator:
-        return self._evaluate(self._copy(wide=False))
+        except Exception as error:  # onnxruntime's own exceptions derive from Exception alone
+            raise UnsupportedError(f"onnxruntime refuses {self._file.name}: {_line(error)}") from error
 
     @cached_property
     def _wide(self) -> ReferenceEvaluator:
@@ -140,10 +146,10 @@ class OnnxSource:
     def _evaluate(self, model: onnx.ModelProto) -> ReferenceEvaluator:
         opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
         _refuse_ignored(model.graph.node, opset)
-        own = [Gelu, BatchNormalization] if opset < 14 else [Gelu]
+        own: list[type[OpRun]] = [Gelu, BatchNormalization] if opset < 14 else [Gelu]
         try:
             return ReferenceEvaluator(model, new_ops=own)
-        except Exception as error:  # noqa: BLE001  # whatever the evaluator raises for operators it lacks
+        except Exception as error:  # whatever the evaluator raises for operators it lacks
             raise UnsupportedError(f"onnx's reference evaluator refuses {self._file.name}: {_line(error)}") from error
 
     def _copy(self, wide: bool) -> onnx.ModelProto:
@@ -197,7 +203,7 @@ class OnnxSource:
             array = self._reader.array(attribute.t).astype(np.float64)
             attribute.t.CopyFrom(numpy_helper.from_array(array, attribute.t.name))
         elif attribute.name in _TYPE_ATTRIBUTES and attribute.i in _WIDENED:
-            # these take no other stash_type in the evaluator, and are computed in the type of the input whatever it says
+            # the evaluator takes no other stash_type for these, and computes in the type of the input whatever it says
             if node.op_type not in _IN_INPUT_TYPE or attribute.name != "stash_type":
                 attribute.i = TensorProto.DOUBLE
         elif attribute.type == AttributeProto.GRAPH:
@@ -269,6 +275,7 @@ class BatchNormalization(OpRun):
         variance: np.ndarray,
         epsilon: float = 1e-5,
         momentum: float = 0.9,
+        training_mode: int = 0,
     ) -> tuple[np.ndarray]:
         column = (-1, *(1,) * (x.ndim - 2))
         factor = (weight / np.sqrt(variance + epsilon)).reshape(column)

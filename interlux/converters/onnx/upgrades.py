@@ -22,7 +22,7 @@ OLDEST_OPSET = 13
 
 @dataclass
 class Form:
-    """A node while it is brought up to date: its operator, inputs, attributes, and the names of its outputs ("" = none)."""
+    """A node while it is brought up to date: operator, inputs, attributes, and the names of its outputs ("" = none)."""
 
     op_type: str
     inputs: list[Value | None]
@@ -118,15 +118,20 @@ def _scale_by_channel(op: GraphBuilder, form: Form) -> None:
 
 # Operators with versions above 13 whose older nodes mean the same today. Reviewed for onnx 1.23 (opset 28); a test
 # compares the list with the schemas that onnx has.
+# fmt: off
 UNCHANGED = frozenset(
-    """
-    Acos Acosh Add Asin Asinh Atan Atanh Attention AveragePool Bernoulli BitShift Cast CastLike Celu Compress
-    Constant ConstantOfShape Conv ConvTranspose Cos Cosh CumSum DeformConv DepthToSpace DequantizeLinear Det Div
-    Dropout Einsum Elu Equal EyeLike Flatten GRU GlobalAveragePool GlobalLpPool GlobalMaxPool GreaterOrEqual
-    HardSigmoid HardSwish Identity InstanceNormalization IsInf IsNaN LSTM LeakyRelu LessOrEqual LpNormalization
-    LpPool MaxPool MaxRoiPool MaxUnpool Mish Mod Mul Multinomial NegativeLogLikelihoodLoss OneHot PRelu Pad Pow
-    QLinearMatMul QuantizeLinear RNN RandomNormal RandomNormalLike RandomUniform RandomUniformLike Range Relu
-    Reshape Resize ReverseSequence Round ScatterElements ScatterND Selu Shape Sin Sinh Size Softplus Softsign
-    SpaceToDepth Squeeze Sub Tan ThresholdedRelu TopK Transpose Unique Unsqueeze Where
-    """.split()
+    (
+        "Acos", "Acosh", "Add", "Asin", "Asinh", "Atan", "Atanh", "Attention", "AveragePool", "Bernoulli", "BitShift",
+        "Cast", "CastLike", "Celu", "Compress", "Constant", "ConstantOfShape", "Conv", "ConvTranspose", "Cos", "Cosh",
+        "CumSum", "DeformConv", "DepthToSpace", "DequantizeLinear", "Det", "Div", "Dropout", "Einsum", "Elu", "Equal",
+        "EyeLike", "Flatten", "GRU", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "GreaterOrEqual",
+        "HardSigmoid", "HardSwish", "Identity", "InstanceNormalization", "IsInf", "IsNaN", "LSTM", "LeakyRelu",
+        "LessOrEqual", "LpNormalization", "LpPool", "MaxPool", "MaxRoiPool", "MaxUnpool", "Mish", "Mod", "Mul",
+        "Multinomial", "NegativeLogLikelihoodLoss", "OneHot", "PRelu", "Pad", "Pow", "QLinearMatMul",
+        "QuantizeLinear", "RNN", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Range",
+        "Relu", "Reshape", "Resize", "ReverseSequence", "Round", "ScatterElements", "ScatterND", "Selu", "Shape",
+        "Sin", "Sinh", "Size", "Softplus", "Softsign", "SpaceToDepth", "Squeeze", "Sub", "Tan", "ThresholdedRelu",
+        "TopK", "Transpose", "Unique", "Unsqueeze", "Where",
+    )
 )
+# fmt: on

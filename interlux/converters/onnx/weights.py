@@ -55,7 +55,7 @@ _MODULE_PATH = re.compile(r"[^\W\d]\w*(\.\w+)+")
 
 
 class Uses:
-    """Which inputs of which operators read each value.
+    """Which inputs of which operators read each value, through Identity nodes as well.
 
     Arguments:
         nodes: of the graph.
@@ -66,9 +66,12 @@ class Uses:
         self.producer: dict[str, onnx.NodeProto] = {}
         self.readers: dict[str, list[onnx.NodeProto]] = {}
         nodes = list(nodes)
+        same_as: dict[str, str] = {}
         for node in nodes:
+            if node.op_type == "Identity":
+                same_as[node.output[0]] = same_as.get(node.input[0], node.input[0])
             for i, name in enumerate(node.input):
-                self._by_value.setdefault(name, []).append((node.op_type, i))
+                self._by_value.setdefault(same_as.get(name, name), []).append((node.op_type, i))
                 self.readers.setdefault(name, []).append(node)
             self.producer.update((name, node) for name in node.output if name)
         # what is added to a product is its bias

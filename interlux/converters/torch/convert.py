@@ -12,7 +12,7 @@ import torch
 
 from ...ir import trees
 from ...ir.errors import InvalidModelError, UnsupportedError
-from ...ir.graph import ByMode, Graph
+from ...ir.graph import ByMode, Graph, Unavailable, graph_of
 from ...ir.layer import Layer
 from ...ir.layers.random import fresh_seed
 from ...ir.model import Dimension, Model, Signature, TensorSpec
@@ -97,7 +97,8 @@ def _from_module(
     names = dimension_names(dynamic_shapes, module, args, kwargs)
     layer: Layer
     if training is None:
-        layer = _graph(evaluation, SingleMode(None), stored, names, fresh=True)
+        evaluated = _graph(evaluation, SingleMode(None), stored, names, fresh=True)
+        layer = ByMode(Unavailable(notes[0]), evaluated)
     elif (paired := PairedModes.of(training.graph, evaluation.graph)) is not None:
         layer = _graph(training, paired, stored, names, fresh=True)
     else:
@@ -186,7 +187,8 @@ def dim_names(program: Program, given: Mapping[tuple[str, int], str] | None = No
     for node in _user_inputs(program):
         val = node.meta.get("val")
         for axis, size in enumerate(val.shape if isinstance(val, torch.Tensor) else ()):
-            for symbol in size.node.expr.free_symbols if isinstance(size, torch.SymInt) else ():
+            symbols: Any = size.node.expr.free_symbols if isinstance(size, torch.SymInt) else ()
+            for symbol in symbols:
                 wish = "batch" if axis == 0 and not names else f"{node.name}_{axis}"
                 names.setdefault(str(symbol), (given or {}).get((node.name, axis), wish))
     return names
@@ -195,8 +197,8 @@ def dim_names(program: Program, given: Mapping[tuple[str, int], str] | None = No
 def _model(
     layer: Layer, program: Program, stored: _Stored, name: str, seed: int, notes: tuple[str, ...], names: Names = None
 ) -> Model:
-    graph = layer.evaluation if isinstance(layer, ByMode) else layer
-    assert isinstance(graph, Graph)
+    graph = graph_of(layer)
+    assert graph is not None
     params, states = stored.trees()
     graphs = [layer.training, layer.evaluation] if isinstance(layer, ByMode) else [layer]
     if any(SEED in g.paths() for g in graphs if isinstance(g, Graph)):

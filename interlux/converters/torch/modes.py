@@ -47,6 +47,8 @@ def counts_batches(node: torch.fx.Node) -> bool:
     if target_name(node) not in ("aten.add_.Tensor", "aten.add_.Scalar", "aten.add.Tensor"):
         return False
     counter = node.args[0]
+    while isinstance(counter, torch.fx.Node) and counter.op == "call_function" and counts_batches(counter):
+        counter = counter.args[0]  # a module that is called again counts on
     return (
         isinstance(counter, torch.fx.Node)
         and counter.op == "placeholder"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -59,7 +60,11 @@ class TorchSource:
         if isinstance(source, torch.export.ExportedProgram):
             self.description = "the exported program in PyTorch"
             self._module: torch.nn.Module = source.module(check_guards=False)
-            self._wide: torch.nn.Module = _widened(copy.deepcopy(source)).module(check_guards=False)
+            with warnings.catch_warnings():
+                # torch's own, about copying its pytree specifications
+                warnings.filterwarnings("ignore", category=FutureWarning, message=".*LeafSpec")
+                twin = copy.deepcopy(source)
+            self._wide: torch.nn.Module = _widened(twin).module(check_guards=False)
         else:
             self.description = f"{type(source).__name__} in PyTorch"
             self._module = copy.deepcopy(source).eval()

@@ -24,12 +24,14 @@ from .probes import LARGE, NORMAL, SPECIAL, USER, Probe
 
 LIMIT = 4.0
 # Below this many values a pooled error may still be small by luck.
-ENOUGH_VALUES = 32
+ENOUGH_VALUES = 16
 # A channel whose size rests on fewer values than this (participation number) is judged at the size of the whole.
 ENOUGH_SIZEABLE = 8
-# Special inputs are all but one point: all their rows round alike, one draw, which may be far out. What they are there to
-# find (an epsilon that matters for small inputs, a division by zero) is larger by orders of magnitude.
+# Special inputs are all but one point: all their rows round alike, one draw, which may be far out. What they are there
+# to find (an epsilon that matters for small inputs, a division by zero) is larger by orders of magnitude.
 SPECIAL_ROOM = 4.0
+# Inputs of integers alone cannot be moved by a unit, so that the source's error is known from one draw only.
+SINGLE_DRAW_ROOM = 1.5
 # A channel smaller than this many unit roundoffs of the whole may be the residue of a cancellation.
 RESIDUE = 16
 # A source whose own error is larger than this says too little to judge a conversion.
@@ -66,7 +68,6 @@ class Finding:
     reason: str = ""
     top1: float = math.nan
     kl: float = math.nan
-    notes: tuple[str, ...] = ()
 
 
 @dataclass
@@ -106,6 +107,7 @@ class _Measured:
     probe: Probe
     whole: _Part
     rows: _Part | None
+    draws: int
 
 
 @dataclass
@@ -255,7 +257,7 @@ class Comparison:
             return _Part(size, np.max(means, axis=0), np.mean(means, axis=0), mean(t), values)
 
         sliced = r.ndim >= 2 and r.shape[0] > 1 and r.size > 0
-        return _Measured(probe, part(None), part(tuple(range(1, r.ndim))) if sliced else None)
+        return _Measured(probe, part(None), part(tuple(range(1, r.ndim))) if sliced else None, len(errors))
 
     def _add_channels(self, kind: str, r: np.ndarray, t: np.ndarray, errors: list[np.ndarray]) -> None:
         if not r.size:
@@ -287,6 +289,10 @@ class Comparison:
 
     # --- judging
 
+    @property
+    def _room(self) -> float:
+        return 1.0 if any(m.draws > 1 for m in self._measured) else SINGLE_DRAW_ROOM
+
     def _usual(self, floor: float) -> dict[str, tuple[float, float]]:
         """By kind, the RMS of the reference, and the relative error that is usual for the source."""
         result = {}
@@ -297,7 +303,7 @@ class Comparison:
             size = math.sqrt(np.average([p.size[0] for p in parts], weights=weights))
             error = math.sqrt(np.average([p.pooled[0] for p in parts], weights=weights))
             largest = max(math.sqrt(p.own[0]) / max(math.sqrt(p.size[0]), size, self._tiny) for p in parts)
-            result[kind] = (size, max(error / max(size, self._tiny), largest / 2, floor))
+            result[kind] = (size, max(self._room * max(error / max(size, self._tiny), largest / 2), floor))
         return result
 
     def _row_ratios(self, m: _Measured, size_of_kind: float, relative: float, floor: float) -> np.ndarray:
@@ -308,16 +314,16 @@ class Comparison:
         """
         assert m.rows is not None
         size, own, _, target = m.rows.root()
-        largest = _largest_of(len(size))
+        largest, room = _largest_of(len(size)), self._room
         sizes, pooled, tops, counts = self._rows_of(m.probe.kind)
-        usual = np.maximum(largest * relative * np.maximum(size, size_of_kind), tops.max() / 2)
+        usual = np.maximum(largest * relative * np.maximum(size, size_of_kind), room * tops.max() / 2)
         if m.probe.kind not in SPECIAL:
             decades, own_decades = _decade(sizes), _decade(size)
             for decade in np.unique(own_decades[size > self._tiny]):
                 same, here = decades == decade, own_decades == decade
                 if counts[same].sum() >= ENOUGH_VALUES and same.sum() >= ENOUGH_SIZEABLE:
                     error = largest * math.sqrt(np.average(pooled[same], weights=counts[same]))
-                    usual[here] = np.maximum(floor * size[here], max(error, tops[same].max() / 2))
+                    usual[here] = np.maximum(floor * size[here], room * max(error, tops[same].max() / 2))
         return target / np.maximum(np.maximum(own, usual), self._tiny)
 
     def _rows_of(self, kind: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -337,7 +343,7 @@ class Comparison:
         whole = usual[0] * usual[1]
         trusted = (sizeable >= ENOUGH_SIZEABLE) & (c.values >= ENOUGH_VALUES) & (size > RESIDUE * self._unit * usual[0])
         allowed = np.where(trusted, floor * size, np.maximum(whole, floor * size))
-        allowed = np.maximum(allowed, own) * _largest_of(len(size))
+        allowed = np.maximum(allowed, self._room * own) * _largest_of(len(size))
         return target / np.maximum(allowed, self._tiny)
 
 

@@ -129,7 +129,8 @@ class Report:
 
         Arguments:
             path: where the page is written, None to only return it.
-            extra_sections: (title, table) pairs that follow the comparison; the first row of a table is its head.
+            extra_sections: (title, table) pairs that follow the comparison; the first row of a table is its head. A
+                cell of type markupsafe.Markup is taken as HTML, any other is escaped.
 
         Returns:
             The page.
