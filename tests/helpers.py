@@ -74,7 +74,8 @@ def check_training(module: torch.nn.Module, model: ix.Model, inputs: Iterable[to
     module.train()
     outputs = [y for y in tensors(module(*inputs)) if y.is_floating_point()]
     weights = [np.random.default_rng(i).standard_normal(tuple(y.shape)) for i, y in enumerate(outputs)]
-    sum((y * torch.tensor(w)).sum() for y, w in zip(outputs, weights, strict=True)).backward()
+    if any(p.requires_grad for p in module.parameters()):
+        sum((y * torch.tensor(w)).sum() for y, w in zip(outputs, weights, strict=True)).backward()
 
     def loss(params: Any) -> Any:
         results, new = layer.apply(params, states, *arrays, train=True)
@@ -85,7 +86,7 @@ def check_training(module: torch.nn.Module, model: ix.Model, inputs: Iterable[to
     with jax.enable_x64(True):
         gradients, new = jax.jit(jax.grad(loss, has_aux=True))(params)
     found = {ix.trees.name_of(p): np.asarray(g) for p, g in ix.trees.leaves(gradients)}
-    largest = max(float(p.grad.abs().max()) for p in module.parameters() if p.grad is not None)
+    largest = max((float(p.grad.abs().max()) for p in module.parameters() if p.grad is not None), default=1.0)
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             expected = np.zeros(tuple(parameter.shape)) if parameter.grad is None else parameter.grad.numpy()

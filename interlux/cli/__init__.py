@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     import warnings
 
-    from .app import interlux
+    from .app import Passed, interlux
 
     arguments = list(sys.argv[1:] if argv is None else argv)
     state = State(json="--json" in arguments, verbose="-v" in arguments or "--verbose" in arguments)
@@ -53,12 +53,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             warnings.simplefilter("ignore")  # those of the frameworks, about themselves
         try:
             code = interlux.main(arguments, prog_name="interlux", standalone_mode=False, obj=state) or OK
+        except Passed as passed:
+            code = _report(state, passed.error)
         except BaseException as error:  # noqa: BLE001  # the last place before the user: each becomes one line
             code = _report(state, error)
     try:
         state.finish(code)
     except BrokenPipeError:
         code = BROKEN_PIPE
+    if code == BROKEN_PIPE:
+        state.drop_stdout()
     return code
 
 
@@ -78,10 +82,12 @@ def _report(state: State, error: BaseException) -> int:
         case click.UsageError():
             command = error.ctx.command_path if error.ctx else "interlux"
             text = error.format_message().rstrip(".")
-            code, text = USAGE, f"{text[:1].lower()}{text[1:]}; see '{command} --help'"
+            if text.startswith(("Missing ", "No such ", "Got ", "Invalid ", "Option ")):  # click's own
+                text = text[:1].lower() + text[1:]
+            code, text = USAGE, f"{text}; see '{command} --help'"
         case click.ClickException():
             code, text = USAGE, error.format_message()
-        case KeyboardInterrupt() | click.Abort():
+        case KeyboardInterrupt():
             code, text = INTERRUPTED, "interrupted; nothing was written"
         case Terminated():
             code, text = TERMINATED, "terminated; nothing was written"

@@ -12,8 +12,21 @@ BACKENDS = ("jax", "onnxruntime")
 LATER = "(not in this version)"
 
 
+class Passed(BaseException):
+    """Carries an exception past click, which would print an empty line at Ctrl-C, and exit with 1 at a closed pipe."""
+
+    def __init__(self, error: BaseException):
+        self.error = error
+
+
 class Commands(click.Group):
     """Sub-commands in the order of their definition."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (KeyboardInterrupt, EOFError, OSError) as error:
+            raise Passed(error) from error
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)

@@ -16,6 +16,12 @@ from ..ir.dtypes import dtype_named
 from ..ir.errors import InvalidModelError
 from ..ir.model import Signature
 
+# what numpy and zipfile raise for files that are damaged or none of theirs
+_DAMAGED = (
+    OSError, ValueError, EOFError, TypeError, AttributeError, KeyError, SyntaxError, NotImplementedError, RuntimeError,
+    struct.error, zlib.error, zipfile.BadZipFile,
+)  # fmt: skip
+
 
 def read_npz(text: str) -> dict[str, np.ndarray]:
     """The arrays of an .npz file. Nothing in it is unpickled. Raises InvalidModelError if it is none."""
@@ -25,10 +31,10 @@ def read_npz(text: str) -> dict[str, np.ndarray]:
         with np.load(text, allow_pickle=False) as file:
             if isinstance(file, np.lib.npyio.NpzFile):
                 return {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, TypeError, AttributeError, KeyError, SyntaxError, struct.error) as error:
-        raise InvalidModelError(f"{text} is not a sound .npz file: {error}") from error
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
-        raise InvalidModelError(f"{text} is not a sound .npz file: {error}") from error
+    except _DAMAGED as error:
+        # numpy's advice is to allow pickles
+        reason = "it is another kind of file, or holds Python objects" if "pickle" in str(error) else error
+        raise InvalidModelError(f"{text} is not a sound .npz file: {reason}; write it with numpy.savez") from error
     raise InvalidModelError(f"{text} holds one array without a name; write it with numpy.savez(file, name=array)")
 
 

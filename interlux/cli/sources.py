@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from click import UsageError
 
 from ..api import needs
-from ..ir.errors import InvalidModelError, UnsafeInputError, UnsupportedError
+from ..ir.errors import InterluxError, InvalidModelError, UnsafeInputError, UnsupportedError
 from ..ir.model import Model
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ def _state_dict(path: Path, text: str) -> dict[str, Any]:
             ) from error
         raise InvalidModelError(f"{text} is not a file of torch.save, or is damaged") from error
     except (RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise InvalidModelError(f"{text} is not a file of torch.save, or is damaged: {error}") from error
+        raise InvalidModelError(f"{text} is not a file of torch.save, or is damaged") from error
     for key in (None, "state_dict", "model_state_dict", "model"):
         state = content if key is None else content.get(key)
         if not isinstance(content, dict):
@@ -256,12 +256,16 @@ def _call(text: str) -> tuple[Any, Any]:
         raise InvalidModelError(f"{text}: there is no Python module {error.name!r}, or no file of that name") from error
     except AttributeError as error:
         raise InvalidModelError(f"{text}: {error}") from error
+    except (InterluxError, MemoryError):
+        raise
     except Exception as error:
         raise InvalidModelError(f"{text}: importing it raised {type(error).__name__}: {error}") from error
     if not callable(function):
         raise InvalidModelError(f"{text} is a {type(function).__name__}, a function was expected")
     try:
         return function(), module
+    except (InterluxError, MemoryError):
+        raise
     except Exception as error:
         raise InvalidModelError(f"{text}() raised {type(error).__name__}: {error}") from error
 

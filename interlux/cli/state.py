@@ -40,10 +40,10 @@ class State:
 
     def fail(self, message: str, kind: str, items: tuple[str, ...], code: int) -> None:
         """An error: one line on stderr, and with --json the object's `error`."""
+        message = " ".join(message.split())  # one that quotes a framework may have several lines
         self._error = {"type": kind, "message": message} | ({"items": list(items)} if items else {})
-        # A message that quotes a framework may have several lines
         with suppress(OSError):
-            print(escaped(f"interlux: {' '.join(message.split())}"), file=sys.stderr)
+            print(escaped(f"interlux: {message}"), file=sys.stderr)
 
     def finish(self, code: int) -> None:
         if self.json:
@@ -52,6 +52,13 @@ class State:
                 head["error"] = self._error
             print(json.dumps(head | self.result, indent=1, allow_nan=False), file=self._stdout)
         self._stdout.flush()
+
+    def drop_stdout(self) -> None:
+        """Once the reader has gone, so that Python does not try to write the rest when it ends."""
+        if (own := _descriptor(self._stdout)) is not None:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, own)
+            os.close(nowhere)
 
     @contextmanager
     def stdout_kept_clean(self) -> Iterator[None]:

@@ -210,6 +210,8 @@ class GraphBuilder(Interpreter):
         read = [None if v is None else self.read(v) for v in inputs]
         given = [None if v is None else v.dtype for v in read]
         made = tuple(Value(output_dtype(op_type, i, given, attributes)) for i in range(outputs))
+        if op_type in ("Cast", "Identity", "StopGradient") and read[0] is not None:
+            made[0].shape = read[0].shape
         self._record(layer, read, made, {}, {})
         return made[0] if outputs == 1 else made
 

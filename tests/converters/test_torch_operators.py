@@ -125,7 +125,7 @@ CASES: dict[str, tuple[Callable[..., Any], Inputs]] = {
             torch.zeros(x.shape[0], 3) + torch.ones_like(x)[:, :3],
             torch.full((x.shape[0], 2), 2.5),
             x.new_zeros(2, x.shape[0]),
-            torch.arange(1, x.shape[0] + 1, 2),
+            torch.arange(1, x.shape[0] + 1),
             torch.arange(0, 1, 0.25),
             torch.full_like(x, 7),
         ),

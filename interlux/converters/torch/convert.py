@@ -103,10 +103,13 @@ def _from_module(
         layer = _graph(training, paired, stored, names, fresh=True)
     else:
         alone = SingleMode(None)
-        layer = ByMode(
-            _graph(training, alone, stored, names, fresh=True), _graph(evaluation, alone, stored, names, fresh=True)
-        )
+        evaluated = _graph(evaluation, alone, stored, names, fresh=True)
         notes += ("the module's code differs between training and evaluation: both graphs are kept",)
+        try:
+            layer = ByMode(_graph(training, alone, stored, names, fresh=True), evaluated)
+        except UnsupportedError as error:
+            notes = (f"evaluation only, the training mode cannot be imported: {error}",)
+            layer = ByMode(Unavailable(notes[0]), evaluated)
     return _model(layer, evaluation, stored, label, seed, notes, names)
 
 

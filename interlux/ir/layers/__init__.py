@@ -6,7 +6,7 @@ from .containers import BranchLayer, Chain, Maxout, PairwiseFusion, Parallel, Re
 from .conv import Conv, flatten, global_mean_pool, max_pool, mean_pool
 from .dense import Dense, Embedding
 from .normalization import BatchNorm, LayerNorm
-from .random import Dropout
+from .random import Dropout, Uniform
 from .recurrent import LSTM
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "RepeatedLayer",
     "SkipConnection",
     "Stored",
+    "Uniform",
     "flatten",
     "gelu",
     "global_mean_pool",

@@ -70,6 +70,27 @@ def dropout(op: Interpreter, x: Value, probability: float, seed: Value) -> tuple
 
 
 @dataclass(frozen=True)
+class Uniform(Layer):
+    """Random numbers, uniform in [0, 1).
+
+    Inputs: shape, int64, a vector
+    Returns: float32 of that shape
+    States: seed, uint32 [2]
+
+    Source: aten.rand; ONNX RandomUniform (which has no seed that can go on).
+    """
+
+    def init_states(self, rng: np.random.Generator) -> Tree:
+        return {"seed": fresh_seed(rng)}
+
+    def forward(
+        self, op: Interpreter, params: Mapping[str, Any], states: Mapping[str, Any], *inputs: Value, train: bool
+    ) -> tuple[Any, Mapping[str, Any]]:
+        numbers, seed = op.SeededUniform(states["seed"], inputs[0], outputs=2)
+        return numbers, {"seed": seed}
+
+
+@dataclass(frozen=True)
 class Dropout(Layer):
     """Zeroes elements at random in training.
 

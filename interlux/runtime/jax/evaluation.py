@@ -66,7 +66,8 @@ def apply(layer: Layer, params: Trees, states: Trees, inputs: tuple[Any, ...], t
         else:
             result = _compiled(layer, train)(params, states, inputs)
         if not any(isinstance(leaf, jax.Array) for leaf in found):
-            return jax.tree.map(np.asarray, result)
+            # inside an outer jit even constants give tracers
+            return jax.tree.map(lambda y: y if isinstance(y, jax.core.Tracer) else np.asarray(y), result)
         if wide:
             return result
         narrow = {"i": jnp.int32, "u": jnp.uint32, "f": jnp.float32, "c": jnp.complex64}

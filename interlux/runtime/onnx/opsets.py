@@ -150,6 +150,24 @@ def _rms_norm(op: OnnxInterpreter, op_type: str, inputs: Sequence[Any], attribut
     return op.Mul(op.cast(op.Div(wide, root), x.dtype), weight)
 
 
+@_below(21, "GroupNormalization")
+def _group_norm(op: OnnxInterpreter, op_type: str, inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
+    x, weight, bias = inputs  # below 21, weight and bias were per group
+    groups = attributes["num_groups"]
+    grouped = op.Reshape(x, op.ints(0, groups, -1))
+    one, zero = op.const(np.ones(groups), like=x), op.const(np.zeros(groups), like=x)
+    normal = op.InstanceNormalization(grouped, one, zero, epsilon=attributes.get("epsilon", 1e-5))
+    column = op.ints(-1, *(1,) * (op.rank_of(x) - 2))
+    scaled = op.Mul(op.Reshape(normal, op.Shape(x)), op.Reshape(weight, column))
+    return op.Add(scaled, op.Reshape(bias, column))
+
+
+@_below(16, "RoiAlign")
+@_below(20, "GridSample")
+def _other_meaning(op: OnnxInterpreter, op_type: str, inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
+    raise UnsupportedError(f"{op_type} meant something else before opset {_RULES[op_type][0]}; choose that{op.where()}")
+
+
 def _batch_norm(op: OnnxInterpreter, op_type: str, inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
     x, weight, bias, mean, variance = inputs
     factor = op.Div(weight, op.Sqrt(op.Add(variance, op.const(attributes.get("epsilon", 1e-5), like=variance))))

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from ....ir.errors import UnsupportedError
+from ....ir.layers.random import Uniform
 from ...builder import Value
 from ..builder import Size, TorchBuilder
 from .registry import aten
@@ -30,6 +32,19 @@ def ones(op: TorchBuilder, *arguments: Any, **options: Any) -> Value:
 @aten("full", "full_like", "new_full")
 def full(op: TorchBuilder, like: Any, value: Any, *more: Any, **options: Any) -> Value:
     return _full(op, more[0] if isinstance(value, list | tuple) else value)
+
+
+@aten("eye", "eye.m")
+def eye(op: TorchBuilder, *sizes: Size, **options: Any) -> Value:
+    if not all(isinstance(s, int) for s in sizes):
+        raise UnsupportedError(f"eye of dynamic size{op.where()}")
+    return op.const(np.eye(*(int(s) for s in sizes), dtype=op.result_dtype))
+
+
+@aten("rand", "rand_like")
+def rand(op: TorchBuilder, *arguments: Any, **options: Any) -> Value:
+    numbers = op.add(Uniform(), op.sizes(op.result.shape), states={"seed": op.seed}, dtype=np.float32)
+    return op.cast(numbers, op.result_dtype)
 
 
 @aten("scalar_tensor")

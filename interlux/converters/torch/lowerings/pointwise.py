@@ -52,8 +52,8 @@ for _names, _primitive in (
     ("add.Tensor add.Scalar", "Add"),
     ("sub.Tensor sub.Scalar", "Sub"),
     ("mul.Tensor mul.Scalar", "Mul"),
-    ("maximum", "Max"),
-    ("minimum", "Min"),
+    ("maximum max.other", "Max"),
+    ("minimum min.other", "Min"),
 ):
     aten(*_names.split())(_binary(_primitive))
 
@@ -67,7 +67,7 @@ def rsub(op: TorchBuilder, x: Any, y: Any, alpha: Any = 1) -> Value:
     return op.cast(op.Sub(op.value(y, dtype), x), op.result_dtype)
 
 
-@aten("__and__.Tensor", "__or__.Tensor", "__xor__.Tensor", "__and__.Scalar", "__or__.Scalar")
+@aten("__and__.Tensor", "__or__.Tensor", "__xor__.Tensor", "__and__.Scalar", "__or__.Scalar", "__xor__.Scalar")
 @aten("bitwise_and.Tensor", "bitwise_or.Tensor", "bitwise_xor.Tensor", "bitwise_and.Scalar", "bitwise_or.Scalar")
 def bitwise(op: TorchBuilder, x: Any, y: Any) -> Value:
     assert op.node_now is not None
@@ -242,6 +242,14 @@ def hardsigmoid(op: TorchBuilder, x: Value) -> Value:
 @aten("leaky_relu")
 def leaky_relu(op: TorchBuilder, x: Value, slope: float = 0.01) -> Value:
     return op.LeakyRelu(x, alpha=float(slope))
+
+
+@aten("prelu")
+def prelu(op: TorchBuilder, x: Value, slope: Value) -> Value:
+    rank = op.rank(x)
+    if rank > 2 and slope.shape != (1,):  # one slope for each channel, axis 1
+        slope = op.Reshape(slope, op.ints(-1, *(1,) * (rank - 2)))
+    return op.PRelu(x, slope)
 
 
 @aten("elu")

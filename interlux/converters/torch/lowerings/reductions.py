@@ -118,6 +118,13 @@ def vector_norm(
     return op.primitive(primitive, (op.cast(x, op.result_dtype), _axes(op, x, axes)), {"keepdims": int(keepdim)})
 
 
+@aten("_weight_norm")
+def weight_norm(op: TorchBuilder, v: Value, g: Value, axis: int = 0) -> Value:
+    axes = op.ints(*(a for a in range(op.rank(v)) if a != op.axis(axis, op.rank(v))))
+    length = op.ReduceL2(v, axes, keepdims=1) if axis != -1 else op.ReduceL2(v, None, keepdims=1)
+    return op.Mul(v, op.Div(g, length))
+
+
 @aten("matmul", "mm", "bmm", "mv", "dot")
 def matmul(op: TorchBuilder, x: Value, y: Value) -> Value:
     return op.MatMul(x, y)

@@ -120,6 +120,29 @@ def flip(op: TorchBuilder, x: Value, axes: Sequence[int]) -> Value:
     return op.Slice(x, op.ints(*(-1,) * n), op.ints(*(-MAX_INT64,) * n), where, op.ints(*(-1,) * n))
 
 
+@aten("roll")
+def roll(op: TorchBuilder, x: Value, shifts: Sequence[Size], axes: Sequence[int] = ()) -> Value:
+    if not axes:
+        flat = op.Reshape(x, op.ints(-1))
+        return op.reshape(_rolled(op, flat, shifts[0], 0), list(op.result.shape))
+    for shift, axis in zip(shifts, axes, strict=True):
+        x = _rolled(op, x, shift, op.axis(axis, op.result.dim()))
+    return x
+
+
+def _rolled(op: TorchBuilder, x: Value, shift: Size, axis: int) -> Value:
+    """The last `shift` rows of an axis moved to its front; a shift beyond the size would need it known."""
+    sizes = op.result.shape
+    if isinstance(shift, int) and isinstance(sizes[axis], int):
+        shift = shift % max(int(sizes[axis]), 1)
+    if not isinstance(shift, int) or (not isinstance(sizes[axis], int) and abs(shift) > 1):
+        raise UnsupportedError(f"a roll by {shift} along an axis of dynamic size{op.where()}")
+    if shift == 0:
+        return op.Identity(x)
+    end, last = op.ints(MAX_INT64), op.ints(-shift)
+    return op.Concat(op.Slice(x, last, end, op.ints(axis)), op.Slice(x, op.ints(0), last, op.ints(axis)), axis=axis)
+
+
 @aten("tril", "triu")
 def triangle(op: TorchBuilder, x: Value, diagonal: int = 0) -> Value:
     assert op.node_now is not None

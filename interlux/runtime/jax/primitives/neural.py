@@ -136,7 +136,7 @@ def BatchNormalization(
         new_variance = variance * np.asarray(momentum, mean.dtype) + lax.stop_gradient(batch_variance) * rest
         mean, variance = batch_mean, batch_variance
     factor = weight / jnp.sqrt(variance + np.asarray(epsilon, variance.dtype))
-    y = (x - _column(mean, x.ndim)) * _column(factor, x.ndim) + _column(bias, x.ndim)
+    y = ((x - _column(mean, x.ndim)) * _column(factor, x.ndim) + _column(bias, x.ndim)).astype(x.dtype)
     return (y, new_mean, new_variance) if training_mode else y
 
 
