@@ -46,7 +46,7 @@ def once(layers: int) -> tuple[float, float]:
 
 
 def main() -> int:
-    """Prints medians, in total and for each layer, and how the time per layer grows from the shortest to the longest."""
+    """Prints medians, in total and per layer, and how the time per layer grows with the length."""
     once(2)  # imports, and torch's own caches
     found: dict[int, list[tuple[float, float]]] = {n: [] for n in LAYERS}
     for _ in range(RUNS):

@@ -34,7 +34,8 @@ from .ir.errors import (
     VerificationError,
 )
 from .ir.graph import Graph
-from .ir.layer import Layer, set_evaluator, setup
+from .ir.layer import Layer, setup
+from .ir.layer import set_evaluator as _set_evaluator
 from .ir.model import Dimension, Model, Signature, TensorSpec
 from .ir.storage import load, save
 
@@ -82,4 +83,4 @@ def _evaluator():  # type: ignore[no-untyped-def]
     return apply
 
 
-set_evaluator(_evaluator)
+_set_evaluator(_evaluator)

@@ -70,9 +70,9 @@ class Result:
 def convert(name: str, folder: Path, out: Path, state: State) -> Result:
     """Takes one fixture through all hops."""
     import numpy as np
-    from fixtures import digits
 
     import interlux as ix
+    from fixtures import digits
 
     from .cli.checks import compiled, onnx_file
     from .cli.sources import open_source

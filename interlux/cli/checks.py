@@ -71,7 +71,8 @@ def onnx_file(path: Path) -> tuple[Run, Sequence[str]]:
     names = [value.name for value in made.get_inputs()]
 
     def run(arrays: list[np.ndarray]) -> Sequence[Any]:
-        outputs: Sequence[Any] = made.run(None, {n: np.asarray(a, order="C") for n, a in zip(names, arrays, strict=True)})
+        feed = {name: np.asarray(array, order="C") for name, array in zip(names, arrays, strict=True)}
+        outputs: Sequence[Any] = made.run(None, feed)
         return outputs
 
     return run, [value.name for value in made.get_outputs()]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from click import UsageError
 
 from ..ir import trees
-from ..ir.errors import InvalidModelError, UnsupportedError, VerificationError
+from ..ir.errors import InvalidModelError, UnsupportedError
 from ..ir.graph import Graph, graph_of
 from ..ir.model import Model, TensorSpec
 from ..ir.view import brief
@@ -19,7 +19,7 @@ from .state import State
 if TYPE_CHECKING:
     from ..runtime.verify import Report
 
-SAVED_AGAINST_ITSELF = "the source is a saved interlux model: its reference is interlux's own JAX interpreter in float64"
+SAVED_AGAINST_ITSELF = "the source is a saved interlux model: the reference is interlux itself, on JAX in float64"
 
 
 def convert(

@@ -119,9 +119,9 @@ def _from_folder(path: Path, text: str) -> Opened:
 
 def _saved(model: Model) -> Source:
     with needs("jax"):
-        from ..runtime.verify import ModelSource
-
         import jax  # noqa: F401  # so that its absence is an error here
+
+        from ..runtime.verify import ModelSource
     return ModelSource(model)
 
 

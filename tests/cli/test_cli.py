@@ -1,4 +1,4 @@
-"""The command as a user and a pipeline meet it: exit codes, one-line errors, JSON, and files that are whole or absent."""
+"""The command as a user and a pipeline meet it: exit codes, one-line errors, JSON, files that are whole or absent."""
 
 from __future__ import annotations
 
@@ -341,7 +341,7 @@ def test_inputs_and_outputs_are_matched_by_name(command: Command, tmp_path: Path
             [helper.make_node("Sub", ["a", "b"], ["d"]), helper.make_node("Exp", ["d"], ["e"])],
             "g",
             [helper.make_tensor_value_info(n, TensorProto.FLOAT, [4]) for n in order],
-            [helper.make_tensor_value_info(n, TensorProto.FLOAT, [4]) for n in ({"a": "d", "b": "e"}[n] for n in order)],
+            [helper.make_tensor_value_info({"a": "d", "b": "e"}[n], TensorProto.FLOAT, [4]) for n in order],
         )
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
         onnx.save(model, tmp_path / path)
@@ -624,7 +624,8 @@ def test_an_interrupted_conversion_leaves_nothing(number: int, code: int, tmp_pa
 
 def test_a_reader_that_leaves_is_no_failure(tmp_path: Path) -> None:
     env = os.environ | {"PYTHONPATH": str(ROOT)}
-    script = f"{sys.executable} -m interlux inspect {FIXTURES / 'digits_resnet.onnx'} | head -c 10; exit ${{PIPESTATUS[0]}}"
+    inspect = f"{sys.executable} -m interlux inspect {FIXTURES / 'digits_resnet.onnx'}"
+    script = f"{inspect} | head -c 10; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", script], env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode in (0, 141)
     assert done.stderr == ""
@@ -649,7 +650,9 @@ def test_example_inputs(text: str, shape: tuple[int, ...], dtype: str, dims: dic
     assert (array.shape, array.dtype.name, found) == (shape, dtype, dims)
 
 
-@pytest.mark.parametrize("text", ["x", "x=float32", "x=float32[2", "x=float32[,]", "x=float32[-1]", "x=float99[2]", "x=float32[=3]"])
+@pytest.mark.parametrize(
+    "text", ["x", "x=float32", "x=float32[2", "x=float32[,]", "x=float32[-1]", "x=float99[2]", "x=float32[=3]"]
+)
 def test_example_inputs_that_are_none(text: str) -> None:
     with pytest.raises(click.UsageError, match=r"NAME=DTYPE\[SHAPE\]|unknown dtype"):
         parse_example(text, {})

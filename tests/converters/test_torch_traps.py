@@ -245,7 +245,7 @@ def test_12_a_fully_masked_row_attends_to_nothing(kind: str) -> None:
 
 def test_nan_and_infinity_pass_through() -> None:
     module = nn.Sequential(nn.ReLU(), nn.MaxPool1d(2), nn.LeakyReLU(), nn.Hardtanh(-2, 2))
-    x = torch.tensor([[1.0, torch.nan, -torch.inf, 2.0, torch.inf, 0.0]])
+    x = torch.tensor([[1.0, torch.nan, -torch.inf, 2.0, torch.inf, 0.0]])  # channels and time, no batch
     model = ix.from_torch(module, x, None)
     np.testing.assert_array_equal(ix.compile(model, "jax")(x.numpy())[0], module(x).numpy())
 
@@ -267,7 +267,7 @@ def test_15_the_model_does_not_follow_the_live_module() -> None:
 def test_16_sizes_are_not_baked_in() -> None:
     module = Calls(lambda m, x: x.reshape(x.shape[0] * x.shape[1]) * x.shape[1] + torch.arange(x.shape[0] * x.shape[1]))
     both = {0: torch.export.Dim("batch"), 1: torch.export.Dim("time")}
-    model = ix.from_torch(module, torch.randn(3, 6), ({0: both[0], 1: both[1]},))
+    model = ix.from_torch(module, torch.randn(3, 6), (({0: both[0], 1: both[1]},),))
     assert model.signature.inputs[0].shape == ("batch", "time")
     for shape in ((1, 1), (2, 7), (5, 3)):
         check_outputs(module, model, [torch.randn(shape)])
@@ -284,14 +284,14 @@ def test_18_automatic_dimensions() -> None:
     module = Calls(lambda m, x, y: x + y)
     model = ix.from_torch(module, (torch.randn(3, 4), torch.randn(3, 4)), "auto")
     check_outputs(module, model, [torch.randn(5, 2), torch.randn(5, 2)])
-    with pytest.raises(ix.InvalidModelError, match="axis 0 of input 'y'|must have shape"):
+    with pytest.raises(ix.InvalidModelError, match="axis 0 of input 'inputs_1' is 4, but batch is 5"):
         ix.compile(model)(np.zeros((5, 2), np.float32), np.zeros((4, 2), np.float32))
 
 
 def test_19_divisibility_is_enforced_at_run_time() -> None:
     half = torch.export.Dim("half", min=1)
     module = Calls(lambda m, x: x.view(x.shape[0] // 2, 2, -1).sum(1))
-    model = ix.from_torch(module, torch.randn(4, 6), ({0: 2 * half},))
+    model = ix.from_torch(module, torch.randn(4, 6), (({0: 2 * half},),))
     check_outputs(module, model, [torch.randn(6, 6)])
     with pytest.raises(ix.InvalidModelError, match="multiple of 2"):
         ix.compile(model)(np.zeros((5, 6), np.float32))

@@ -129,6 +129,12 @@ class TorchBuilder(GraphBuilder):
         allow = {"allowzero": 1} if 0 in sizes else {}
         return self.Reshape(x, self.sizes(sizes), **allow)
 
+    @property
+    def spatial_rank(self) -> int:
+        """Of operators that are named by it: conv2d, max_pool1d, …"""
+        assert self.node_now is not None
+        return int(str(self.node_now.target).split(".")[1][-2])
+
     # --- training and evaluation
 
     def mode(self, training: bool) -> str:

@@ -25,7 +25,7 @@ from .modes import PairedModes, SingleMode, single
 from .structure import leaf_names, structure
 
 Program = torch.export.ExportedProgram
-Names = Mapping[tuple[str, int], str] | None  # of dynamic dimensions, by input and axis
+Names = Mapping[tuple[int, int], str] | None  # of dynamic dimensions, by number of the input and axis
 
 
 def from_torch(
@@ -183,17 +183,17 @@ def _user_inputs(program: Program) -> list[torch.fx.Node]:
     return [n for n in program.graph.nodes if n.op == "placeholder" and n.name in names]
 
 
-def dim_names(program: Program, given: Mapping[tuple[str, int], str] | None = None) -> dict[str, str]:
+def dim_names(program: Program, given: Names = None) -> dict[str, str]:
     """Names for torch's symbols: those `given` for an input's axis, `batch` for axis 0 of the first input, else input
     and axis."""
     names: dict[str, str] = {}
-    for node in _user_inputs(program):
-        val = node.meta.get("val")
-        for axis, size in enumerate(val.shape if isinstance(val, torch.Tensor) else ()):
+    tensors = [n for n in _user_inputs(program) if isinstance(n.meta.get("val"), torch.Tensor)]
+    for i, node in enumerate(tensors):
+        for axis, size in enumerate(node.meta["val"].shape):
             symbols: Any = size.node.expr.free_symbols if isinstance(size, torch.SymInt) else ()
             for symbol in symbols:
                 wish = "batch" if axis == 0 and not names else f"{node.name}_{axis}"
-                names.setdefault(str(symbol), (given or {}).get((node.name, axis), wish))
+                names.setdefault(str(symbol), (given or {}).get((i, axis), wish))
     return names
 
 

@@ -105,18 +105,32 @@ def export(
 
 def dimension_names(
     dynamic_shapes: Any, module: torch.nn.Module, args: Args, kwargs: Mapping[str, Any]
-) -> dict[tuple[str, int], str]:
-    """The names that a user's own `dynamic_shapes` gives: (input, axis) -> name. The program keeps symbols only."""
-    if dynamic_shapes is None or isinstance(dynamic_shapes, str):
-        return {}
-    arguments = arguments_by_name(module, args, kwargs)
-    by_name = dynamic_shapes if isinstance(dynamic_shapes, dict) else dict(zip(arguments, dynamic_shapes, strict=False))
-    return {
-        (name, int(axis)): dim.__name__
-        for name, shape in by_name.items()
-        for axis, dim in (shape.items() if isinstance(shape, dict) else enumerate(shape or ()))
-        if isinstance(axis, int) and isinstance(dim, torch.export.Dim) and hasattr(dim, "__name__")
-    }
+) -> dict[tuple[int, int], str]:
+    """The names that a user's own `dynamic_shapes` gives: (number of the input tensor, axis) -> name. An exported
+    program keeps symbols only."""
+    names: dict[tuple[int, int], str] = {}
+    count = 0
+
+    def walk(argument: Any, shape: Any) -> None:
+        nonlocal count
+        if isinstance(argument, torch.Tensor):
+            for axis, dim in shape.items() if isinstance(shape, dict) else enumerate(shape or ()):
+                if isinstance(dim, torch.export.Dim):
+                    names[count, int(axis)] = dim.__name__
+            count += 1
+        elif isinstance(argument, dict):
+            for key, inner in argument.items():
+                walk(inner, shape.get(key) if isinstance(shape, dict) else None)
+        elif isinstance(argument, tuple | list):
+            for i, inner in enumerate(argument):
+                walk(inner, shape[i] if isinstance(shape, tuple | list) else None)
+
+    if dynamic_shapes is not None and not isinstance(dynamic_shapes, str):
+        arguments = arguments_by_name(module, args, kwargs)
+        if not isinstance(dynamic_shapes, dict):
+            dynamic_shapes = dict(zip(arguments, dynamic_shapes, strict=False))
+        walk(arguments, dynamic_shapes)
+    return names
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """All layers, by name: `interlux.layers`."""
 
+from .activations import HardTanh
 from .attention import Attention
 from .basic import ArrayData, Assign, Constant, Operator, Stored, gelu, identity, relu, sigmoid, tanh
 from .containers import BranchLayer, Chain, Maxout, PairwiseFusion, Parallel, RepeatedLayer, SkipConnection
@@ -22,6 +23,7 @@ __all__ = [
     "Dense",
     "Dropout",
     "Embedding",
+    "HardTanh",
     "LayerNorm",
     "Maxout",
     "Operator",

@@ -97,6 +97,7 @@ class JaxRunner(Runner):
         graph = graph_of(model.layer)
         check_supported(graph)
         used = graph.paths().keys() if graph is not None else None
+        known = graph.values if graph is not None else None
 
         def place(tree: Tree) -> list[tuple[Path, Any]]:
             return [
@@ -115,7 +116,7 @@ class JaxRunner(Runner):
                 trees.from_leaves(zip(paths, arrays, strict=True))
                 for paths, arrays in zip(self._paths, (params, states), strict=True)
             ]
-            y, new = JaxInterpreter().layer(model.layer, *trees_of, *inputs, train=False)
+            y, new = JaxInterpreter(known).layer(model.layer, *trees_of, *inputs, train=False)
             refuse_written_states(trees_of[1], new)
             return tuple(map(jnp.asarray, y)) if isinstance(y, tuple) else (jnp.asarray(y),)
 

@@ -2,22 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 
-from ...ir.errors import UnsupportedError
+from ...ir.errors import InvalidModelError, UnsupportedError
+from ...ir.graph import Node, ValueInfo
 from ...ir.interpreter import Interpreter
 from .primitives import PRIMITIVES
 
 Value = Any
 
 
+def fits(expected: tuple[int | str | None, ...], shape: tuple[int, ...]) -> bool:
+    """Whether a shape agrees with the known rank and sizes."""
+    return len(expected) == len(shape) and all(
+        not isinstance(e, int) or e == s for e, s in zip(expected, shape, strict=True)
+    )
+
+
 class JaxInterpreter(Interpreter):
     """Values are numpy arrays (static) or JAX arrays and tracers. Runs inside jax.enable_x64(True): see `apply`."""
 
     name: ClassVar[str] = "JAX"
+
+    def __init__(self, known: Mapping[str, ValueInfo] | None = None):
+        """`known`: what the source says of a graph's values; a computed value of another shape is an error."""
+        super().__init__()
+        self._known = known or {}
+
+    def node(
+        self, node: Node, params: Mapping[str, Any], states: Mapping[str, Any], inputs: Sequence[Value], *, train: bool
+    ) -> tuple[tuple[Value, ...], Mapping[str, Any]]:
+        outputs, new = super().node(node, params, states, inputs, train=train)
+        for name, value in zip(node.outputs, outputs, strict=True):
+            info = self._known.get(name)
+            if info is not None and not fits(info.shape, value.shape):
+                raise InvalidModelError(
+                    f"{name!r} was {info} in the source and has shape {tuple(value.shape)} here: {node.place()}"
+                )
+        return outputs, new
 
     def const(self, array: Any, like: Value | None = None) -> Value:
         return np.asarray(array) if like is None else np.asarray(array).astype(like.dtype)

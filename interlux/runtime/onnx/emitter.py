@@ -21,7 +21,7 @@ from ...ir.graph import Node, ValueInfo, graph_of
 from ...ir.inference import output_dtype
 from ...ir.interpreter import EVAL, TRAIN, Interpreter, Override
 from ...ir.layer import Layer
-from ...ir.layers import Dense
+from ...ir.layers import Dense, HardTanh
 from ...ir.model import Model, TensorSpec
 from ..runner import refuse_written_states
 from . import opsets
@@ -62,11 +62,21 @@ def _dense(
     return layer.activate(op, y, train=train), states
 
 
+def _hard_tanh(
+    op: Interpreter, layer: HardTanh, params: Mapping[str, Any], states: Mapping[str, Any], x: Emitted, *, train: bool
+) -> tuple[Emitted, Mapping[str, Any]]:
+    """Clip alone: no gradient flows through an ONNX graph."""
+    return layer.limited(op, x), states
+
+
 class OnnxInterpreter(Interpreter):
     """Records nodes. `opset` is the version of ai.onnx that they are written in."""
 
     name: ClassVar[str] = "ONNX"
-    overrides: ClassVar[Mapping[type[Layer], Override]] = {Dense: Override(_dense, frozenset({TRAIN, EVAL}))}
+    overrides: ClassVar[Mapping[type[Layer], Override]] = {
+        Dense: Override(_dense, frozenset({TRAIN, EVAL})),
+        HardTanh: Override(_hard_tanh, frozenset({EVAL})),
+    }
 
     def __init__(self, opset: int):
         super().__init__()

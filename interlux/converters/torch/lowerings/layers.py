@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -229,6 +229,14 @@ def lstm(
     return op.add(layer, x, *initial, params=params, states=states, outputs=3)
 
 
+def _with_batch(op: TorchBuilder, x: Value, pool: Callable[[Value], Value]) -> Value:
+    """A pooling of [batch, channels, *spatial] applied to x, which may lack the batch."""
+    if op.rank(x) == op.spatial_rank + 2:
+        return pool(x)
+    lifted = op.named(op.Unsqueeze(x, op.ints(0)), "", (1, *(x.shape or ())))
+    return op.Squeeze(pool(lifted), op.ints(0))
+
+
 def _window(kernel: Ints, stride: Ints, padding: Ints, dilation: Ints, ceil: bool, n: int) -> dict[str, Any]:
     return {
         "kernel_shape": _all_axes(kernel, n),
@@ -249,7 +257,8 @@ def max_pool(
     dilation: Ints = (1,),
     ceil: bool = False,
 ) -> Value:
-    return op.MaxPool(x, **_window(kernel, stride, padding, dilation, ceil, op.rank(x) - 2))
+    window = _window(kernel, stride, padding, dilation, ceil, op.spatial_rank)
+    return _with_batch(op, x, lambda x: op.MaxPool(x, **window))
 
 
 @aten("avg_pool1d", "avg_pool2d", "avg_pool3d")
@@ -265,20 +274,20 @@ def avg_pool(
 ) -> Value:
     if divisor is not None:
         raise UnsupportedError(f"average pooling with a divisor of its own{op.where()}")
-    window = _window(kernel, stride, padding, (1,), ceil, op.rank(x) - 2)
-    return op.AveragePool(x, **window, count_include_pad=int(count_pads))
+    window = _window(kernel, stride, padding, (1,), ceil, op.spatial_rank)
+    return _with_batch(op, x, lambda x: op.AveragePool(x, **window, count_include_pad=int(count_pads)))
 
 
 @aten("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d")
 def adaptive_avg_pool(op: TorchBuilder, x: Value, size: Ints) -> Value:
-    wanted = tuple(op.result.shape[2:])
+    n = op.spatial_rank
+    wanted, have = tuple(op.result.shape[-n:]), (x.shape or ())[-n:]
     if all(isinstance(w, int) and w == 1 for w in wanted):
-        return op.GlobalAveragePool(x)
-    have = (x.shape or ())[2:]
-    ratios = [
+        return _with_batch(op, x, op.GlobalAveragePool)
+    ratios = tuple(
         h // w if isinstance(h, int) and isinstance(w, int) and h % w == 0 else 0
         for h, w in zip(have, wanted, strict=True)
-    ]
+    )
     if not all(ratios):
         raise UnsupportedError(f"adaptive pooling of {have} to {tuple(size)}: windows of unequal size{op.where()}")
-    return op.AveragePool(x, kernel_shape=tuple(ratios), strides=tuple(ratios))
+    return _with_batch(op, x, lambda x: op.AveragePool(x, kernel_shape=ratios, strides=ratios))

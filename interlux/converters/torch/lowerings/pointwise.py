@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from ....ir.errors import UnsupportedError
+from ....ir.layers import HardTanh
 from ....ir.trees import is_float
 from ...builder import Value
 from ..arrays import dtype_of
@@ -31,7 +32,8 @@ def _number(x: Any) -> bool:
 
 
 def _wide(dtype: np.dtype[Any], *operands: Any) -> np.dtype[Any]:
-    """torch computes half-precision tensors with Python numbers in float32."""
+    """torch multiplies and divides half-precision tensors by Python numbers in float32; it rounds the number first
+    where it adds, subtracts, raises to a power or compares."""
     half = dtype.itemsize == 2 and is_float(dtype)
     return np.dtype(np.float32) if half and any(_number(o) for o in operands) else dtype
 
@@ -39,11 +41,16 @@ def _wide(dtype: np.dtype[Any], *operands: Any) -> np.dtype[Any]:
 def _binary(primitive: str) -> Callable[..., Value]:
     def lowering(op: TorchBuilder, x: Any, y: Any, *, alpha: Any = 1) -> Value:
         result = op.result_dtype
-        dtype = _wide(result, x, y, *(() if alpha == 1 else (alpha,)))
-        y = op.value(y, dtype)
+        if primitive == "Mul" or alpha != 1:
+            wide = _wide(result, x, y, alpha)
+        else:
+            wide = result
+        if primitive != "Mul":
+            x, y = op.value(x, result), op.value(y, result)
+        y = op.value(y, wide)
         if alpha != 1:
-            y = op.Mul(y, op.const(alpha, like=y))
-        return op.cast(op.primitive(primitive, (op.value(x, dtype), y), {}), result)
+            y = op.Mul(y, op.cast(op.const(np.array(alpha, result)), wide))
+        return op.cast(op.primitive(primitive, (op.value(x, wide), y), {}), result)
 
     return lowering
 
@@ -60,11 +67,7 @@ for _names, _primitive in (
 
 @aten("rsub.Scalar", "rsub.Tensor")
 def rsub(op: TorchBuilder, x: Any, y: Any, alpha: Any = 1) -> Value:
-    dtype = _wide(op.result_dtype, x, y)
-    x = op.value(x, dtype)
-    if alpha != 1:
-        x = op.Mul(x, op.const(alpha, like=x))
-    return op.cast(op.Sub(op.value(y, dtype), x), op.result_dtype)
+    return _binary("Sub")(op, y, x, alpha=alpha)
 
 
 @aten("__and__.Tensor", "__or__.Tensor", "__xor__.Tensor", "__and__.Scalar", "__or__.Scalar", "__xor__.Scalar")
@@ -137,13 +140,12 @@ def fmod(op: TorchBuilder, x: Any, y: Any) -> Value:
 
 @aten("pow.Tensor_Scalar", "pow.Tensor_Tensor", "pow.Scalar")
 def power(op: TorchBuilder, x: Any, y: Any) -> Value:
-    dtype = _wide(op.result_dtype, x, y)
-    base = op.value(x, dtype)
-    if y in (1, 2) if _number(y) else False:
-        return op.cast(op.Mul(base, base) if y == 2 else op.Identity(base), op.result_dtype)
+    base = op.value(x, op.result_dtype)
+    if _number(y) and y == 2:
+        return op.Mul(base, base)
     if _number(y) and y == 0.5:
-        return op.cast(op.Sqrt(base), op.result_dtype)
-    return op.cast(op.Pow(base, op.value(y, dtype)), op.result_dtype)
+        return op.Sqrt(base)
+    return op.Pow(base, op.value(y, op.result_dtype))
 
 
 def _comparison(primitive: str, negated: bool = False) -> Callable[..., Value]:
@@ -231,7 +233,12 @@ def gelu(op: TorchBuilder, x: Value, approximate: str = "none") -> Value:
 
 @aten("relu6")
 def relu6(op: TorchBuilder, x: Value) -> Value:
-    return clamp(op, x, 0, 6)
+    return op.add(HardTanh(0.0, 6.0), x)
+
+
+@aten("hardtanh")
+def hardtanh(op: TorchBuilder, x: Value, low: float = -1, high: float = 1) -> Value:
+    return op.add(HardTanh(float(low), float(high)), x)
 
 
 @aten("hardsigmoid")
@@ -273,11 +280,7 @@ def softplus(op: TorchBuilder, x: Value, beta: float = 1, threshold: float = 20)
 
 
 @aten("clamp", "clamp.Tensor")
-@aten("hardtanh")
 def clamp(op: TorchBuilder, x: Value, low: Any = None, high: Any = None) -> Value:
-    assert op.node_now is not None
-    if "hardtanh" in str(op.node_now.target):
-        low, high = (-1 if low is None else low), (1 if high is None else high)
     dtype = op.result_dtype
     x = op.cast(x, dtype)
     if isinstance(low, Value) or isinstance(high, Value):

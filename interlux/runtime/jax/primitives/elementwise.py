@@ -82,17 +82,12 @@ define(
     Softplus=lambda x: jax.nn.softplus(x),
     Erf=lambda x: lax.erf(jnp.asarray(x)),
     Mish=lambda x: x * jnp.tanh(jax.nn.softplus(x)),
-    HardSwish=lambda x: x * Clip(x / 6 + np.asarray(0.5, x.dtype), *_ends(x, 0, 1)),
     Max=lambda *xs: reduce(library(*xs).maximum, xs),
     Min=lambda *xs: reduce(library(*xs).minimum, xs),
     Sum=lambda *xs: reduce(library(*xs).add, xs),
     Mean=lambda *xs: reduce(library(*xs).add, xs) / np.asarray(len(xs), xs[0].dtype),
     CastLike=lambda x, like, **_: x.astype(like.dtype),
 )
-
-
-def _ends(x: Value, low: float, high: float) -> tuple[Any, Any]:
-    return np.asarray(low, x.dtype), np.asarray(high, x.dtype)
 
 
 @primitive
@@ -195,7 +190,16 @@ def ThresholdedRelu(x: Value, *, alpha: float = 1.0) -> Value:
 
 @primitive
 def HardSigmoid(x: Value, *, alpha: float = 0.2, beta: float = 0.5) -> Value:
-    return Clip(x * np.asarray(alpha, x.dtype) + np.asarray(beta, x.dtype), *_ends(x, 0, 1))
+    y = x * np.asarray(alpha, x.dtype) + np.asarray(beta, x.dtype)
+    zero, one = np.asarray(0, x.dtype), np.asarray(1, x.dtype)
+    return jnp.where(y <= zero, zero, jnp.where(y >= one, one, y))
+
+
+@primitive
+def HardSwish(x: Value) -> Value:
+    three = np.asarray(3, x.dtype)
+    middle = x * (x / np.asarray(6, x.dtype) + np.asarray(0.5, x.dtype))
+    return jnp.where(x <= -three, np.asarray(0, x.dtype), jnp.where(x >= three, x, middle))
 
 
 @primitive
