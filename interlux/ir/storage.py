@@ -14,8 +14,6 @@ import dataclasses
 import json
 import math
 import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path as FilePath
 from typing import Any
@@ -64,7 +62,7 @@ def _encode(value: Any) -> Any:
             return _encode_graph(value)
         case Layer():
             fields = {f.name: _encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
-            return {"layer": type(value).__name__, **fields}
+            return {"class": type(value).__name__, **fields}
         case tuple():
             return [_encode(item) for item in value]
     raise UnsupportedError(f"a layer's field of type {type(value).__name__} cannot be saved")
@@ -75,6 +73,22 @@ def _decode(value: Any, classes: Mapping[str, type[Layer]]) -> Any:
         return tuple(_decode(item, classes) for item in value)
     if not isinstance(value, dict):
         return value
+    if "class" not in value:  # a word that no field can have
+        return _decode_value(value, classes)
+    name = str(value["class"])
+    if name not in classes:
+        raise InvalidModelError(f"unknown layer {name!r}; a layer of your own is given as ix.load(path, layers=[…])")
+    fields = {key: _decode(item, classes) for key, item in value.items() if key != "class"}
+    cls = classes[name]
+    known = {f.name for f in dataclasses.fields(cls)}
+    if fields.keys() != known:
+        raise InvalidModelError(f"layer {name}: fields {sorted(fields)} are stored, {sorted(known)} are needed")
+    if "layers" in fields:  # the containers take their layers as positional arguments
+        return cls(*[v for k, v in fields.items() if k != "layers"], *fields["layers"])
+    return cls(**fields)
+
+
+def _decode_value(value: dict[str, Any], classes: Mapping[str, type[Layer]]) -> Any:
     if "float" in value:
         return float(value["float"])
     if "array" in value:
@@ -85,17 +99,7 @@ def _decode(value: Any, classes: Mapping[str, type[Layer]]) -> Any:
         return ArrayData(dtype.name, shape, raw)
     if "graph" in value:
         return _decode_graph(value["graph"], classes)
-    name = str(value.get("layer"))
-    if name not in classes:
-        raise InvalidModelError(f"unknown layer {name!r}; a layer of your own is given as ix.load(path, layers=[…])")
-    fields = {key: _decode(item, classes) for key, item in value.items() if key != "layer"}
-    cls = classes[name]
-    known = {f.name for f in dataclasses.fields(cls)}
-    if fields.keys() != known:
-        raise InvalidModelError(f"layer {name}: fields {sorted(fields)} are stored, {sorted(known)} are needed")
-    if "layers" in fields:  # the containers take their layers as positional arguments
-        return cls(*[v for k, v in fields.items() if k != "layers"], *fields["layers"])
-    return cls(**fields)
+    raise InvalidModelError(f"a layer's field holds {sorted(value)[:3]}")
 
 
 def _encode_graph(graph: Graph) -> dict[str, Any]:
@@ -237,6 +241,9 @@ def save(model: Model, path: str | os.PathLike[str]) -> None:
         model: any model whose layers are interlux's own (or are given to `load` again).
         path: the folder; an earlier saved model there is replaced, anything else is refused.
     """
+    import shutil
+    import tempfile
+
     from safetensors.numpy import save_file
 
     target = FilePath(path)

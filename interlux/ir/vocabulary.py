@@ -7,10 +7,10 @@ domain ai.onnx.ml carry the domain in front (`ai.onnx.ml.Scaler`), those of inte
 from __future__ import annotations
 
 import json
+import pkgutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
 from typing import Any
 
 from .errors import UnsupportedError
@@ -88,7 +88,8 @@ OWN = {
 
 @cache
 def _table() -> dict[str, Signature]:
-    content = json.loads(resources.files(__package__).joinpath("vocabulary.json").read_text(encoding="utf-8"))
+    # not importlib.resources: it imports zipfile, tempfile and more, and this runs at `import interlux`
+    content = json.loads(pkgutil.get_data(__package__, "vocabulary.json") or b"{}")
     table = dict(OWN)
     for domain, operators in content["domains"].items():
         for name, s in operators.items():
