@@ -45,7 +45,8 @@ def check_outputs(
     backends: tuple[str, ...] = ("jax", "onnxruntime"),
     limit: float = 4.0,
 ) -> None:
-    """The error ratio of every output on every backend, integers exactly; the source in its own dtype is the measure."""
+    """The error ratio of every output on every backend, integers exactly; the source in its own dtype is the
+    measure."""
     arrays = [x.numpy() for x in inputs]
     source = ix.api.source_of(module, model)
     own, exact = source.run(arrays), source.run_float64(arrays)
@@ -64,7 +65,9 @@ def check_outputs(
             assert error <= limit * max(relative(mine[finite], reference[finite]), floor), (backend, error)
 
 
-def check_training(module: torch.nn.Module, model: ix.Model, inputs: Iterable[torch.Tensor], tolerance: float = 1e-10) -> None:
+def check_training(
+    module: torch.nn.Module, model: ix.Model, inputs: Iterable[torch.Tensor], tolerance: float = 1e-10
+) -> None:
     """Gradients of all parameters and the states after one step in training, against PyTorch; needs float64."""
     import jax
 

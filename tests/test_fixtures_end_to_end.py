@@ -1,4 +1,5 @@
-"""The main job on the bundled trained models: every hop judged against float64, accuracy kept, weights back, training."""
+"""The main job on the bundled trained models: every hop judged against float64, accuracy kept, weights back,
+training."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Writes the table of what is supported, from the code's own tables, between two markers in README.md.
 
-    python tools/make_support_table.py           writes
-    python tools/make_support_table.py --check   only says whether it is up to date
+python tools/make_support_table.py           writes
+python tools/make_support_table.py --check   only says whether it is up to date
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from typing import Any, TextIO
 
-from ..ir.view import escaped
+from ..ir.text import escaped
 
 
 class State:

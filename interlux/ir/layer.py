@@ -5,13 +5,14 @@ After Lux.jl (AbstractLuxLayer: initialparameters, initialstates, apply).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from .errors import InvalidModelError, UnsupportedError
+from .evaluation import evaluator
 from .interpreter import Interpreter, Value
 from .trees import Tree, cast
 
@@ -60,27 +61,11 @@ class Layer:
         """
         if not isinstance(train, bool):
             raise InvalidModelError(f"train must be True or False, not {type(train).__name__}: it is a static keyword")
-        return _evaluator()(self, params, states, inputs, train)
+        return evaluator()(self, params, states, inputs, train)
 
     def children(self) -> tuple[tuple[str, Layer], ...]:
         """The layers inside this one with their keys in the trees."""
         return ()
-
-
-Evaluator = Callable[[Layer, Mapping[str, Any], Mapping[str, Any], tuple[Any, ...], bool], tuple[Any, Tree]]
-
-
-def _no_evaluator() -> Evaluator:
-    raise UnsupportedError("layers are applied by a runtime: import interlux, not interlux.ir alone")
-
-
-_evaluator: Callable[[], Evaluator] = _no_evaluator
-
-
-def set_evaluator(load: Callable[[], Evaluator]) -> None:
-    """Tells `Layer.apply` what computes. The package does this on import, so that the IR depends on no runtime."""
-    global _evaluator
-    _evaluator = load
 
 
 def check_mode(mode: str, layer: str) -> None:

@@ -12,11 +12,7 @@ from .graph import Call, Graph, Node, graph_of
 from .layer import Layer
 from .layers.basic import Constant, Operator, Stored
 from .model import Model
-
-
-def escaped(text: str) -> str:
-    """Text from a model file without control characters, which could rewrite a terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+from .text import escaped
 
 
 def brief(layer: Layer) -> str:

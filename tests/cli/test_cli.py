@@ -32,7 +32,7 @@ from interlux.ir.layers import BatchNorm, Operator
 ROOT = Path(__file__).resolve().parents[2]
 FIXTURES = ROOT / "fixtures"
 NAMES = ("digits_lenet", "digits_resnet", "digits_lstm", "digits_transformer")
-NETWORKS = '''
+NETWORKS = """
 import torch
 from torch import nn
 
@@ -72,7 +72,7 @@ def stops():
 
 def broken():
     raise SystemError("in native code")
-'''
+"""
 
 
 @dataclasses.dataclass

@@ -1,4 +1,5 @@
-"""One small module for each ATen operator and argument that is imported: outputs on both backends, at two batch sizes."""
+"""One small module for each ATen operator and argument that is imported: outputs on both backends, at two batch
+sizes."""
 
 from __future__ import annotations
 
@@ -74,9 +75,15 @@ CASES: dict[str, tuple[Callable[..., Any], Inputs]] = {
     "logical functions": (lambda m, x, y: (torch.logical_and(x, y > 0), torch.logical_not(x > 0)), pairs),
     "bits": (lambda m, i: (i & 3, i | 4, i ^ 5, ~i), integers),
     "extremes of two": (lambda m, x, y: (torch.maximum(x, y), torch.minimum(x, y)), pairs),
-    "clamps": (lambda m, x: (x.clamp(-0.5, 0.5), x.clamp(min=0.1), x.clamp_max(0.2), F.hardtanh(x), F.relu6(x * 9)), rows),
+    "clamps": (
+        lambda m, x: (x.clamp(-0.5, 0.5), x.clamp(min=0.1), x.clamp_max(0.2), F.hardtanh(x), F.relu6(x * 9)),
+        rows,
+    ),
     "clamp by tensors": (lambda m, x, y: torch.clamp(x, y - 1, y + 1), pairs),
-    "where": (lambda m, x, y: (torch.where(x > 0, x, y), torch.where(x > 0, x, 0.5), x.masked_fill(y > 0, -1e9)), pairs),
+    "where": (
+        lambda m, x, y: (torch.where(x > 0, x, y), torch.where(x > 0, x, 0.5), x.masked_fill(y > 0, -1e9)),
+        pairs,
+    ),
     "unary": (
         lambda m, x: (
             *(f(x) for f in (torch.exp, torch.sin, torch.cos, torch.tanh, torch.erf, torch.abs, torch.neg, torch.sign)),
@@ -87,7 +94,10 @@ CASES: dict[str, tuple[Callable[..., Any], Inputs]] = {
     ),
     "activations": (
         lambda m, x: (
-            *(f(x * 3) for f in (F.relu, F.gelu, F.silu, F.mish, F.elu, F.selu, F.softplus, F.hardswish, F.hardsigmoid)),
+            *(
+                f(x * 3)
+                for f in (F.relu, F.gelu, F.silu, F.mish, F.elu, F.selu, F.softplus, F.hardswish, F.hardsigmoid)
+            ),
             F.gelu(x * 3, approximate="tanh"),
             F.leaky_relu(x, 0.3),
             F.elu(x, 0.5),
@@ -99,13 +109,22 @@ CASES: dict[str, tuple[Callable[..., Any], Inputs]] = {
     "isnan": (lambda m, x: torch.isnan(x / (x > 0)), rows),
     "addcmul and lerp": (lambda m, x, y: (torch.addcmul(x, x, y, value=0.3), torch.lerp(x, y, 0.25)), pairs),
     # shapes
-    "reshapes": (lambda m, x: (x.view(-1, 3), x.reshape(x.shape[0], 2, 15), x.flatten(1), x.unflatten(-1, (2, 3))), sequences),
-    "axes": (lambda m, x: (x.transpose(-1, 1), x.permute(2, 0, 1), x.unsqueeze(-1), x[:, :1].squeeze(1), x.mT), sequences),
+    "reshapes": (
+        lambda m, x: (x.view(-1, 3), x.reshape(x.shape[0], 2, 15), x.flatten(1), x.unflatten(-1, (2, 3))),
+        sequences,
+    ),
+    "axes": (
+        lambda m, x: (x.transpose(-1, 1), x.permute(2, 0, 1), x.unsqueeze(-1), x[:, :1].squeeze(1), x.mT),
+        sequences,
+    ),
     "squeeze all": (lambda m, x: x[:, :1].squeeze(), sequences),
     "slices": (lambda m, x: (x[:, 1:4], x[:, ::2], x[:, -2:], x[..., 3], x[:, None], x[:, 1:-1, -3:-1]), sequences),
     "narrow": (lambda m, x: x.narrow(1, 1, 3), sequences),
     "expand": (lambda m, x: (x[:, :1].expand(-1, 4, -1), x[:, 0].expand(3, -1, -1), x[:1].expand_as(x)), sequences),
-    "cat and stack": (lambda m, x, y: (torch.cat([x, y], -1), torch.stack([x, y], 1), torch.cat([x, y.half()], 0)), pairs),
+    "cat and stack": (
+        lambda m, x, y: (torch.cat([x, y], -1), torch.stack([x, y], 1), torch.cat([x, y.half()], 0)),
+        pairs,
+    ),
     "splits": (lambda m, x: (*x.split(4, -1), *x.split([1, 2, 3], -1), *x.chunk(4, 1), *x.unbind(1)), sequences),
     "repeat and flip": (lambda m, x: (x.repeat(1, 2, 1), x.repeat(2, 1, 1, 1), x.flip(1, 2)), sequences),
     "triangles": (lambda m, x: (x.tril(), x.triu(1), torch.tril(x, -2)), sequences),
@@ -119,7 +138,10 @@ CASES: dict[str, tuple[Callable[..., Any], Inputs]] = {
         ),
         images,
     ),
-    "sizes as numbers": (lambda m, x: x * x.shape[0] + x.size(1) / 2 + torch.arange(x.shape[1])[None, :, None], sequences),
+    "sizes as numbers": (
+        lambda m, x: x * x.shape[0] + x.size(1) / 2 + torch.arange(x.shape[1])[None, :, None],
+        sequences,
+    ),
     "creation": (
         lambda m, x: (
             torch.zeros(x.shape[0], 3) + torch.ones_like(x)[:, :3],
@@ -132,20 +154,34 @@ CASES: dict[str, tuple[Callable[..., Any], Inputs]] = {
         rows,
     ),
     "indexing": (
-        lambda m, x: (x[:, torch.tensor([2, 0, 2])], x.index_select(-1, torch.tensor([1, 1])), x[torch.tensor([0]), torch.tensor([1])]),
+        lambda m, x: (
+            x[:, torch.tensor([2, 0, 2])],
+            x.index_select(-1, torch.tensor([1, 1])),
+            x[torch.tensor([0]), torch.tensor([1])],
+        ),
         sequences,
     ),
     "gather": (lambda m, x: x.gather(1, (x > 0).long()), sequences),
     "scatter": (lambda m, x: x.scatter(1, torch.zeros_like(x, dtype=torch.long), x * 2), rows),
     # reductions
     "means and sums": (
-        lambda m, x: (x.mean(), x.sum(), x.mean(1), x.sum((0, 2)), x.mean(-1, keepdim=True), x.sum(1, dtype=torch.float64)),
+        lambda m, x: (
+            x.mean(),
+            x.sum(),
+            x.mean(1),
+            x.sum((0, 2)),
+            x.mean(-1, keepdim=True),
+            x.sum(1, dtype=torch.float64),
+        ),
         sequences,
     ),
     "integer sums": (lambda m, i: (i.sum(), i.sum(-1), (i > 0).sum(1), i.cumsum(1)), integers),
     "extremes": (lambda m, x: (x.amax(1), x.amin((1, 2)), x.max(), *x.max(-1), *x.min(1, keepdim=True)), sequences),
     "positions": (lambda m, x: (x.argmax(-1), x.argmin(1, keepdim=True), x[0].argmax()), sequences),
-    "spread": (lambda m, x: (x.var(-1), x.std(1, unbiased=False), x.var((1, 2), correction=2, keepdim=True)), sequences),
+    "spread": (
+        lambda m, x: (x.var(-1), x.std(1, unbiased=False), x.var((1, 2), correction=2, keepdim=True)),
+        sequences,
+    ),
     "norms": (lambda m, x: (x.norm(dim=-1), torch.linalg.vector_norm(x, 1, dim=(1, 2))), sequences),
     "quantifiers": (lambda m, x: ((x > 0).any(), (x > 0).all(1), (x > 2).any(-1, keepdim=True)), sequences),
     "softmax": (lambda m, x: (x.softmax(-1), F.log_softmax(x, 1), x.softmax(0), x.logsumexp(-1)), sequences),
@@ -158,7 +194,10 @@ CASES: dict[str, tuple[Callable[..., Any], Inputs]] = {
     "linear with computed weight": (lambda m, x: F.linear(x, torch.ones(3, 6) * x.mean()), rows),
     "layer_norm without weights": (lambda m, x: F.layer_norm(x, (5, 6), eps=1e-3), sequences),
     "sdpa": (lambda m, q, k, v: F.scaled_dot_product_attention(q, k, v), heads),
-    "sdpa causal, scaled": (lambda m, q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.3), heads),
+    "sdpa causal, scaled": (
+        lambda m, q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.3),
+        heads,
+    ),
     "sdpa bool mask": (lambda m, q, k, v, a: F.scaled_dot_product_attention(q, k, v, a), masked_heads),
     "sdpa float mask": (lambda m, q, k, v, a: F.scaled_dot_product_attention(q, k, v, a.float() * 3), masked_heads),
     "sdpa grouped": (
@@ -270,7 +309,9 @@ def test_layer_in_training(name: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_layers_in_other_dtypes(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    module = nn.Sequential(nn.Linear(6, 16), nn.LayerNorm(16), nn.GELU(), nn.Linear(16, 4), nn.Softmax(-1)).to(dtype).eval()
+    module = (
+        nn.Sequential(nn.Linear(6, 16), nn.LayerNorm(16), nn.GELU(), nn.Linear(16, 4), nn.Softmax(-1)).to(dtype).eval()
+    )
     x = torch.randn(3, 6).to(dtype)
     model = ix.from_torch(module, x)
     assert model.signature.inputs[0].dtype == str(dtype).removeprefix("torch.")

@@ -1,4 +1,5 @@
-"""What makes importers of PyTorch silently wrong, each as a test. The numbers are those of the study of torch.export."""
+"""What makes importers of PyTorch silently wrong, each as a test. The numbers are those of the study of
+torch.export."""
 
 from __future__ import annotations
 
@@ -125,7 +126,9 @@ def test_07_writes_in_place_reach_every_alias(name: str) -> None:
 def test_07_a_doubtful_view_in_a_loaded_program_is_refused(tmp_path: Path) -> None:
     module = Calls(lambda m, x: (lambda y: (y.reshape(-1).add_(1), y)[1])(x * 1))
     torch.export.save(torch.export.export(module, (torch.randn(2, 3),), strict=False), tmp_path / "doubtful.pt2")
-    with pytest.raises(ix.UnsupportedError, match=r"aten.add_.Tensor writes through aten.reshape.default, which may be"):
+    with pytest.raises(
+        ix.UnsupportedError, match=r"aten.add_.Tensor writes through aten.reshape.default, which may be"
+    ):
         ix.from_torch(tmp_path / "doubtful.pt2")
 
 
@@ -202,7 +205,9 @@ def test_frozen_parameters_are_states_and_take_no_gradient() -> None:
 
 
 def test_08_the_reference_is_float64_even_where_the_source_casts_to_float32() -> None:
-    module = Calls(lambda m, x: m.part(x.float()).to(torch.float32) + torch.zeros(3, dtype=torch.float32), part=nn.Linear(6, 3))
+    module = Calls(
+        lambda m, x: m.part(x.float()).to(torch.float32) + torch.zeros(3, dtype=torch.float32), part=nn.Linear(6, 3)
+    )
     x = torch.randn(4, 6)
     source = ix.api.source_of(module, ix.from_torch(module, x))
     (reference,) = source.run_float64([x.numpy()])
@@ -393,7 +398,9 @@ def test_22_dropout_that_only_training_code_names() -> None:
 
 
 def test_23_frozen_and_always_active_layers_keep_their_mode() -> None:
-    module = Calls(lambda m, x: F.dropout(m.free(m.frozen(x)), 0.5, True), frozen=nn.BatchNorm1d(3), free=nn.BatchNorm1d(3))
+    module = Calls(
+        lambda m, x: F.dropout(m.free(m.frozen(x)), 0.5, True), frozen=nn.BatchNorm1d(3), free=nn.BatchNorm1d(3)
+    )
     module.train()
     module.frozen.eval()
     model = ix.from_torch(module, torch.randn(4, 3))
@@ -455,7 +462,9 @@ def test_nested_arguments_and_results() -> None:
     assert [spec.name for spec in model.signature.outputs] == ["logits", "extra_sum", "extra_best"]
     arrays = {k: v.numpy() for k, v in given.items()}
     by_structure = ix.compile(model)(arrays, gain=3.0)
-    by_name = ix.compile(model)(**{spec.name: a for spec, a in zip(model.signature.inputs, arrays.values(), strict=True)})
+    by_name = ix.compile(model)(
+        **{spec.name: a for spec, a in zip(model.signature.inputs, arrays.values(), strict=True)}
+    )
     expected = module(given, gain=3.0)
     np.testing.assert_allclose(by_structure[0], expected.logits.detach().numpy(), rtol=1e-5)
     np.testing.assert_array_equal(by_structure[2], expected.extra["best"].numpy())
@@ -474,7 +483,9 @@ def test_everything_unsupported_is_listed_at_once_with_its_place() -> None:
         ix.from_torch(module, torch.randn(2, 3, 3))
     text = str(raised.value)
     assert "\n" not in text
-    assert all(name in text for name in ("aten.special_i0", "aten.linalg_inv", "aten.special_i1", "in inner", "helpers.py:"))
+    assert all(
+        name in text for name in ("aten.special_i0", "aten.linalg_inv", "aten.special_i1", "in inner", "helpers.py:")
+    )
 
 
 def test_a_jitted_step_keeps_dtypes_stable() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -33,7 +33,10 @@ TABLE: dict[str, tuple[ix.Layer, tuple[tuple[str, tuple[Any, ...]], ...]]] = {
     ),
     "HardTanh": (l.HardTanh(-0.5, 0.5), F4),
     "Dropout": (l.Dropout(0.5), F4),
-    "pools": (l.Chain(l.max_pool((2, 2), (1, 1), (0, 1, 1, 0)), l.mean_pool((2, 2)), l.global_mean_pool, l.flatten), IMAGE),
+    "pools": (
+        l.Chain(l.max_pool((2, 2), (1, 1), (0, 1, 1, 0)), l.mean_pool((2, 2)), l.global_mean_pool, l.flatten),
+        IMAGE,
+    ),
     "Chain": (l.Chain(l.Dense(4, 8, activation=l.gelu), l.LayerNorm((8,)), l.Dense(8, 2)), F4),
     "SkipConnection": (l.SkipConnection(l.Dense(4, 4, activation=l.relu)), F4),
     "SkipConnection, concat": (l.SkipConnection(l.Dense(4, 2), l.Operator.of("Concat", axis=-1)), F4),
@@ -59,7 +62,8 @@ def scrambled(tree: Any, seed: int) -> Any:
     """Arrays that are not what fresh ones are: no zeros, no ones, positive variances."""
     rng = np.random.default_rng(seed)
     return ix.trees.map_leaves(
-        lambda a: (np.abs(rng.standard_normal(a.shape)) + 0.5).astype(a.dtype) if ix.trees.is_float(a.dtype) else a, tree
+        lambda a: (np.abs(rng.standard_normal(a.shape)) + 0.5).astype(a.dtype) if ix.trees.is_float(a.dtype) else a,
+        tree,
     )
 
 
@@ -172,7 +176,7 @@ def test_an_override_is_not_used_outside_its_modes() -> None:
     calls = []
 
     class Marked(JaxInterpreter):
-        overrides = {
+        overrides: ClassVar[dict[type[ix.Layer], Override]] = {
             l.Dense: Override(
                 lambda op, layer, params, states, x, *, train: (calls.append(train), (x, states))[1], frozenset({EVAL})
             )
@@ -195,7 +199,10 @@ ERRORS = {
     "probability": (lambda: l.Dropout(1.5), "must lie in 0..1"),
     "train as array": (lambda: l.relu.apply({}, {}, np.ones(1), train=np.True_), "must be True or False"),
     "inputs of Parallel": (lambda: l.Parallel(l.relu, l.relu).apply({}, {}, np.ones(1)), "takes as many inputs, not 1"),
-    "unknown attribute": (lambda: l.Operator.of("Relu", alpha=1.0).apply({}, {}, np.ones(1)), "unknown attribute 'alpha'"),
+    "unknown attribute": (
+        lambda: l.Operator.of("Relu", alpha=1.0).apply({}, {}, np.ones(1)),
+        "unknown attribute 'alpha'",
+    ),
     "too few inputs": (lambda: l.Operator("Add").apply({}, {}, np.ones(1)), "1 inputs, needs 2"),
 }
 

@@ -155,5 +155,11 @@ def test_every_layer_has_an_example_here() -> None:
     def inner(layer: ix.Layer) -> set[str]:
         return {type(layer).__name__}.union(*(inner(child) for _, child in layer.children()))
 
-    covered = set().union(*map(inner, EXAMPLES)) | {"Stored", "Assign", "ByMode", "Unavailable", "Uniform"}  # imported only
+    covered = set().union(*map(inner, EXAMPLES)) | {
+        "Stored",
+        "Assign",
+        "ByMode",
+        "Unavailable",
+        "Uniform",
+    }  # imported only
     assert layer_classes().keys() - covered == set()

@@ -12,7 +12,9 @@ from interlux.ir import trees
 from interlux.ir.errors import InvalidModelError
 
 KEYS = st.text(min_size=1, max_size=4).filter(lambda k: "." not in k)
-ARRAYS = st.lists(st.integers(0, 3), max_size=3).map(lambda shape: np.arange(np.prod(shape), dtype=np.float32).reshape(shape))
+ARRAYS = st.lists(st.integers(0, 3), max_size=3).map(
+    lambda shape: np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+)
 TREES = st.recursive(
     st.dictionaries(KEYS, ARRAYS, max_size=3),
     lambda inner: st.dictionaries(KEYS, st.one_of(ARRAYS, inner.filter(bool)), max_size=3),
@@ -53,7 +55,12 @@ def test_the_flat_vector_needs_one_dtype() -> None:
 
 def test_names_that_clash_are_refused() -> None:
     one = np.zeros(1)
-    for pairs in ([(("a",), one), (("a", "b"), one)], [(("a", "b"), one), (("a",), one)], [(("a",), one)] * 2, [((), one)]):
+    for pairs in (
+        [(("a",), one), (("a", "b"), one)],
+        [(("a", "b"), one), (("a",), one)],
+        [(("a",), one)] * 2,
+        [((), one)],
+    ):
         with pytest.raises(InvalidModelError):
             trees.from_leaves(pairs)
 

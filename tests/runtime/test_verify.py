@@ -148,8 +148,10 @@ def plain(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], **dims: D
 
 
 def judge(
-    function: Callable[..., Any], target: Callable[..., Any], inputs: Sequence[TensorSpec], outputs:
-        Sequence[TensorSpec]
+    function: Callable[..., Any],
+    target: Callable[..., Any],
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
 ) -> Report:
     """A numpy function against another one."""
 

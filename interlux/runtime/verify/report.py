@@ -15,7 +15,7 @@ from typing import Any
 from ...ir import trees
 from ...ir.errors import UnsupportedError, VerificationError
 from ...ir.model import Model
-from ...ir.view import escaped
+from ...ir.text import escaped
 from .compare import LIMIT
 
 _PACKAGES = ("interlux", "numpy", "torch", "keras", "onnx", "onnxruntime", "jax", "jaxlib")

@@ -41,10 +41,7 @@ def _wide(dtype: np.dtype[Any], *operands: Any) -> np.dtype[Any]:
 def _binary(primitive: str) -> Callable[..., Value]:
     def lowering(op: TorchBuilder, x: Any, y: Any, *, alpha: Any = 1) -> Value:
         result = op.result_dtype
-        if primitive == "Mul" or alpha != 1:
-            wide = _wide(result, x, y, alpha)
-        else:
-            wide = result
+        wide = _wide(result, x, y, alpha) if primitive == "Mul" or alpha != 1 else result
         if primitive != "Mul":
             x, y = op.value(x, result), op.value(y, result)
         y = op.value(y, wide)
