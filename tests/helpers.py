@@ -96,6 +96,6 @@ def check_training(
             assert np.abs(found[name] - expected).max(initial=0) <= tolerance * largest, name
     buffers = dict(module.named_buffers())
     for path, value in ix.trees.leaves(new):
-        if path[0] not in ("interlux", "constants") and ix.trees.name_of(path) in buffers:
+        if ix.trees.name_of(path) in buffers:
             expected = buffers[ix.trees.name_of(path)].numpy()
             np.testing.assert_allclose(np.asarray(value), expected, rtol=tolerance, err_msg=ix.trees.name_of(path))

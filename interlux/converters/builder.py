@@ -76,10 +76,12 @@ class GraphBuilder(Interpreter):
 
     name: ClassVar[str] = "the graph builder"
 
-    def __init__(self) -> None:
+    def __init__(self, extra_states: dict[Path, np.ndarray] | None = None, branch: str = "constants") -> None:
+        """`extra_states` may be shared by the graphs of one model; `branch` is the key under which they are stored."""
         super().__init__()
         self.inputs: list[Value] = []
-        self.extra_states: dict[Path, np.ndarray] = {}
+        self.extra_states = {} if extra_states is None else extra_states
+        self._branch = branch
         self._body = _Body()
         self._constants: dict[tuple[Any, ...], Value] = {}
         self._read: dict[Path, Value] = {}
@@ -191,7 +193,7 @@ class GraphBuilder(Interpreter):
         if key not in self._constants:
             made = Value(array.dtype, array.shape, array=array)
             if array.size > LARGEST_CONSTANT:
-                made.path = ("constants", str(len(self.extra_states)))
+                made.path = (self._branch, str(len(self.extra_states)))
                 self.extra_states[made.path] = array
             else:
                 made.name = f"constant.{len(self._constants)}"

@@ -16,6 +16,9 @@ from .graph import graph_of
 from .layer import Layer
 from .trees import Path, Tree
 
+Shape = tuple[int | str | None, ...]
+_PRIMES = (3, 5, 11, 17, 29, 41)  # sizes that stand for dynamic dimensions while shapes are found
+
 Structure = Any  # nested: int (index of a tensor) | {"tuple"|"list": [...]} | {"dict": {...}} | {"value": constant}
 
 
@@ -228,6 +231,47 @@ class Model:
                         f"{trees.name_of(path)!r} has shape {tuple(array.shape)}, {node.layer} needs {shapes[slot]}"
                     )
 
+    @classmethod
+    def from_layer(
+        cls, layer: Layer, params: Tree, states: Tree, inputs: Mapping[str, tuple[str, Shape]], name: str | None = None
+    ) -> Model:
+        """A model from a layer built by hand.
+
+        Arguments:
+            layer, params, states: as `setup` gives them.
+            inputs: name -> (dtype, shape); a string in a shape is a named dynamic dimension.
+            name: of the model.
+
+        The outputs' dtypes and shapes are found by applying the layer to zeros of two sizes.
+        """
+        specs = tuple(TensorSpec(key, dtype, tuple(shape)) for key, (dtype, shape) in inputs.items())
+        dims = list(dict.fromkeys(d for spec in specs for d in spec.shape if isinstance(d, str)))
+
+        def outputs(offset: int) -> tuple[Any, ...]:
+            sizes = {dim: _PRIMES[i % len(_PRIMES)] + offset for i, dim in enumerate(dims)}
+            zeros = [
+                np.zeros([sizes[d] if isinstance(d, str) else d or 1 for d in spec.shape], dtype_named(spec.dtype))
+                for spec in specs
+            ]
+            y, _ = layer.apply(params, states, *zeros)
+            return y if isinstance(y, tuple) else (y,)
+
+        small, large = outputs(0), outputs(2)
+        made = tuple(
+            TensorSpec(
+                "output" if len(small) == 1 else f"output_{i}",
+                a.dtype.name,
+                tuple(
+                    m if m == n else next((d for j, d in enumerate(dims) if m == _PRIMES[j % len(_PRIMES)]), None)
+                    for m, n in zip(a.shape, b.shape, strict=True)
+                ),
+            )
+            for i, (a, b) in enumerate(zip(small, large, strict=True))
+        )
+        ranges = {dim: Dimension(1) for dim in dims}
+        metadata = {"name": name or type(layer).__name__}
+        return cls(layer, params, states, Signature(specs, made, ranges), metadata=metadata)
+
     def __iter__(self) -> Iterator[Any]:
         return iter((self.layer, self.params, self.states))
 
@@ -268,7 +312,9 @@ class Model:
 
     def require_signature(self) -> Signature:
         if self.signature is None:
-            raise InvalidModelError("the model has no signature: make it with ix.Model.from_layer(…, inputs=…)")
+            raise InvalidModelError(
+                "the model has no signature: make it with ix.Model.from_layer(layer, params, states, inputs)"
+            )
         return self.signature
 
     def __str__(self) -> str:

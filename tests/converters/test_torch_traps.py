@@ -503,3 +503,33 @@ def test_a_jitted_step_keeps_dtypes_stable() -> None:
 
     (params, states), _ = jax.lax.scan(step, jax.tree.map(jax.numpy.asarray, (params, states)), None, length=3)
     assert int(states["1"]["num_batches_tracked"]) == 3
+
+
+class Branches(nn.Module):
+    """Large constants that differ between the modes, and names that the import would like to have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("interlux", torch.rand(3))
+        self.register_buffer("seed", torch.rand(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        table = torch.arange(300.0).reshape(100, 3) * (2 if self.training else 3)
+        return F.dropout(x + table.sum(0) * self.interlux + self.seed, 0.5, self.training)
+
+
+def test_constants_of_both_modes_are_kept_apart_and_names_never_clash() -> None:
+    module, x = Branches(), torch.randn(4, 3)
+    model = ix.from_torch(module, x)
+    check_outputs(module, model, [x])
+    trained, _ = model.layer.apply(model.params, model.states, x.numpy(), train=True)
+    expected = 2 * (x + torch.arange(300.0).reshape(100, 3).sum(0) * 2 * module.interlux + module.seed).numpy()
+    kept = trained != 0
+    assert 0 < kept.sum() < kept.size
+    np.testing.assert_allclose(trained[kept], expected[kept], rtol=1e-5)
+    assert list(ix.torch_state_dict(model)) == ["interlux", "seed"]
+
+
+def test_sizes_as_results_are_refused() -> None:
+    with pytest.raises(ix.UnsupportedError, match="result 1 of the module is a size"):
+        ix.from_torch(Calls(lambda m, x: (x, x.shape[0])), torch.randn(3, 4))

@@ -190,6 +190,19 @@ def test_an_override_is_not_used_outside_its_modes() -> None:
     assert calls == [False]
 
 
+def test_a_model_from_a_layer_knows_its_outputs() -> None:
+    layer = l.BranchLayer(l.Dense(4, 3), l.Operator.of("ArgMax", axis=-1, keepdims=0), l.Operator("Shape"))
+    model = ix.Model.from_layer(layer, *ix.setup(layer, 0), {"x": ("float32", ("batch", "time", 4))})
+    assert [str(spec) for spec in model.signature.outputs] == [
+        "output_0: float32[batch, time, 3]",
+        "output_1: int64[batch, time]",
+        "output_2: int64[3]",
+    ]
+    x = np.ones((2, 7, 4), np.float32)
+    for a, b in zip(ix.compile(model, "jax")(x), ix.compile(model, "onnxruntime")(x=x), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
 ERRORS = {
     "mode": (lambda: l.BatchNorm(3, mode="sometimes"), "BatchNorm: mode must be one of follow, always, never"),
     "groups": (lambda: l.Conv(3, 4, (3, 3), groups=2), "don't divide into 2 groups"),

@@ -4,6 +4,7 @@ sizes."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,9 +20,6 @@ Size = int | torch.SymInt
 MAX_INT64 = 2**63 - 1
 
 
-SEED: Path = ("interlux", "seed")  # where an imported model keeps the seed of its random numbers
-
-
 class Modes(Protocol):
     """What is known of a node's behaviour in training and in evaluation."""
 
@@ -32,17 +30,34 @@ class Modes(Protocol):
         """The probability and mode of dropout that has no flag of its own, exported with this probability."""
 
 
+@dataclass
+class OwnStates:
+    """The states that the import adds to those of the module: large constants, and the seed of random numbers.
+
+    Arguments:
+        branch: the key of their branch, which no name of the module starts with.
+        constants: shared by the graphs of one model.
+    """
+
+    branch: str
+    constants: dict[Path, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def seed(self) -> Path:
+        return (self.branch, "seed")
+
+
 class TorchBuilder(GraphBuilder):
     """A graph builder for one exported program.
 
     `node` is the fx node that is being lowered; `result` what torch says of its result.
     """
 
-    def __init__(self, dim_names: dict[str, str], modes: Modes, stored: Mapping[Path, Value]):
-        super().__init__()
+    def __init__(self, dim_names: dict[str, str], modes: Modes, stored: Mapping[Path, Value], own: OwnStates):
+        super().__init__(own.constants, own.branch)
         self.node_now: torch.fx.Node | None = None
         self.modes = modes
-        self.seed = GraphBuilder.stored(SEED, np.zeros(2, np.uint32))
+        self.seed = GraphBuilder.stored(own.seed, np.zeros(2, np.uint32))
         self._stored = stored
         self.dim_names = dim_names  # of torch's symbols
         self._symbols: dict[str, tuple[Value, int, int]] = {}  # symbol -> input, axis, factor

@@ -18,7 +18,7 @@ from ...ir.layers.random import fresh_seed
 from ...ir.model import Dimension, Model, Signature, TensorSpec
 from ...ir.trees import Path
 from .arrays import to_numpy
-from .builder import SEED, Modes
+from .builder import Modes, OwnStates
 from .export import Args, as_call, dimension_names, export, in_mode
 from .importer import ProgramImporter
 from .modes import PairedModes, SingleMode, single
@@ -140,6 +140,9 @@ class _Stored:
             if first != key and key in self.state_dict:
                 self.aliases[trees.path_of(key)] = trees.path_of(first)
         self._check_overlap({k: tensors[k] for k in seen.values()})
+        taken = {path[0] for path in self.canonical.values()}
+        wishes = itertools.chain(("interlux",), (f"interlux_{i}" for i in itertools.count()))
+        self.own = OwnStates(next(wish for wish in wishes if wish not in taken))
 
     @staticmethod
     def _check_overlap(tensors: Mapping[str, torch.Tensor]) -> None:
@@ -164,17 +167,16 @@ class _Stored:
             path = self.canonical[key]
             if path == trees.path_of(key):
                 (params if tensor.requires_grad else states).append((path, to_numpy(tensor)))
+        states += self.own.constants.items()
         return trees.from_leaves(params), trees.from_leaves(states)
 
 
 def _graph(program: Program, modes: Modes, stored: _Stored, names: Names = None, *, fresh: bool) -> Graph:
-    importer = ProgramImporter(program, modes, stored.canonical, dim_names(program, names), fresh)
+    importer = ProgramImporter(program, modes, stored.canonical, dim_names(program, names), fresh, stored.own)
     graph = importer.run()
     trained = [trees.name_of(p) for p in importer.written if stored.tensors[trees.name_of(p)].requires_grad]
     if trained:
         raise UnsupportedError("the module's forward writes to its parameters", trained)
-    stored.tensors |= {trees.name_of(p): torch.from_numpy(a) for p, a in importer.op.extra_states.items()}
-    stored.canonical |= {trees.name_of(p): p for p in importer.op.extra_states}
     return graph
 
 
@@ -204,8 +206,9 @@ def _model(
     assert graph is not None
     params, states = stored.trees()
     graphs = [layer.training, layer.evaluation] if isinstance(layer, ByMode) else [layer]
-    if any(SEED in g.paths() for g in graphs if isinstance(g, Graph)):
-        states = {**states, SEED[0]: {SEED[1]: fresh_seed(np.random.default_rng(seed))}}
+    branch, key = stored.own.seed
+    if any((branch, key) in g.paths() for g in graphs if isinstance(g, Graph)):
+        states = {**states, branch: {**states.get(branch, {}), key: fresh_seed(np.random.default_rng(seed))}}
     metadata = {"source": "torch", "name": name, "state_dict": stored.state_dict}
     return Model(
         layer, params, states, _signature(graph, program, dim_names(program, names)), stored.aliases, metadata, notes

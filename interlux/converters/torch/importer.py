@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from torch.export.graph_signature import InputKind
 
-from ...ir.errors import UnsupportedError
+from ...ir.errors import InvalidModelError, UnsupportedError
 from ...ir.graph import Graph, ModuleCall
 from ...ir.layer import ALWAYS
 from ...ir.layers import Assign
 from ...ir.trees import Path
 from ..builder import LARGEST_CONSTANT, Place, Value
 from .arrays import dtype_of, to_numpy
-from .builder import Modes, TorchBuilder
+from .builder import Modes, OwnStates, TorchBuilder
 from .lowerings import LOWERINGS
 from .lowerings.shapes import MAYBE_VIEWS, VIEW_WRITES, VIEWS
 from .modes import counts_batches, target_name
@@ -64,6 +64,7 @@ class ProgramImporter:
         canonical: the path under which each named tensor is stored (tied weights share one).
         dim_names: names of torch's symbols.
         fresh: whether the program was exported in this process, so that it knows which tensors share memory.
+        own: the states that the import adds.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class ProgramImporter:
         canonical: Mapping[str, Path],
         dim_names: dict[str, str],
         fresh: bool,
+        own: OwnStates,
     ):
         self.program = program
         self.tensors = {**program.constants, **program.state_dict}
@@ -81,7 +83,7 @@ class ProgramImporter:
             for name, path in canonical.items()
             if name in self.tensors
         }
-        self.op = TorchBuilder(dim_names, modes, stored)
+        self.op = TorchBuilder(dim_names, modes, stored, own)
         self.canonical = canonical
         self.values: dict[Node, Any] = {}
         self.alias: dict[Node, Node] = {}  # results of in-place operators, which are their first argument
@@ -110,8 +112,11 @@ class ProgramImporter:
         with self.op.at(Place("write")):
             for path, value in self.written.items():
                 self.op.add(Assign(ALWAYS), value, states={"value": self.op.stored(path, _Described(value))}, outputs=0)
-        flat = [self._resolved(o) for o in outputs if isinstance(o, Node)]
-        return self.op.build([v for v in flat if isinstance(v, Value)])
+        results = [self._resolved(o) for o in outputs if isinstance(o, Node)]
+        for i, result in enumerate(results):
+            if not isinstance(result, Value):
+                raise UnsupportedError(f"result {i} of the module is a size or number ({result}), not a tensor")
+        return self.op.build(results)
 
     def _bind(self, node: Node, spec: Any) -> None:
         val = node.meta.get("val")
@@ -196,7 +201,12 @@ class ProgramImporter:
         self.values[node] = tuple(map(stand_in, val)) if isinstance(val, list | tuple) else stand_in(val)
 
     def _lower(self, node: Node, key: str) -> Any:
-        result = LOWERINGS[key](self.op, *self._arguments(node.args), **self._arguments(node.kwargs))
+        try:
+            result = LOWERINGS[key](self.op, *self._arguments(node.args), **self._arguments(node.kwargs))
+        except (TypeError, KeyError, IndexError, ValueError) as error:  # a form of the operator that has no lowering
+            if isinstance(error, InvalidModelError):
+                raise
+            raise UnsupportedError(f"{target_name(node)} with these arguments: {error}") from error
         return self._described(result, node.meta.get("val"), node.name)
 
     def _described(self, result: Any, val: Any, name: str) -> Any:

@@ -81,6 +81,9 @@ def _same(a: torch.fx.Graph, b: torch.fx.Graph) -> bool:
         of_x, of_y = ({k: key(v) for k, v in arguments(n).items() if k not in masked} for n in (x, y))
         if of_x != of_y:
             return False
+        flag = FLAGS.get(target_name(x))
+        if flag is not None and not arguments(x)[flag] and arguments(y)[flag]:
+            return False  # active in evaluation only: no mode says that
     outs = [next(n for n in graph.nodes if n.op == "output") for graph in (a, b)]
     return key(outs[0].args) == key(outs[1].args)
 
