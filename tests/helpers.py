@@ -76,6 +76,10 @@ def check_training(
     arrays = [x.numpy() for x in inputs]
     module.train()
     outputs = [y for y in tensors(module(*inputs)) if y.is_floating_point()]
+    found, _ = layer.apply(params, states, *arrays, train=True)
+    floats = [y for y in (found if isinstance(found, tuple) else (found,)) if y.dtype.kind == "f"]
+    for mine, expected in zip(floats, outputs, strict=True):
+        assert relative(mine, expected.detach()) <= tolerance
     weights = [np.random.default_rng(i).standard_normal(tuple(y.shape)) for i, y in enumerate(outputs)]
     if any(p.requires_grad for p in module.parameters()):
         sum((y * torch.tensor(w)).sum() for y, w in zip(outputs, weights, strict=True)).backward()

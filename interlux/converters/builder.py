@@ -85,6 +85,7 @@ class GraphBuilder(Interpreter):
         self._body = _Body()
         self._constants: dict[tuple[Any, ...], Value] = {}
         self._read: dict[Path, Value] = {}
+        self._rewritten: set[Path] = set()
         self._place = Place("")
         self._names: set[str] = set()
 
@@ -141,6 +142,10 @@ class GraphBuilder(Interpreter):
         kind = np.dtype(dtype) if dtype is not None else first.dtype if first is not None else np.dtype(np.float32)
         made = tuple(Value(kind) for _ in range(outputs))
         self._record(layer, [None if i is None else self.read(i) for i in inputs], made, bound, kept)
+        for value in kept.values():  # the layer may write to them: who reads them later reads what it wrote
+            if value.path is not None:
+                self._rewritten.add(value.path)
+                self._read.pop(value.path, None)
         return made[0] if outputs == 1 else made
 
     def read(self, value: Value) -> Value:
@@ -150,8 +155,9 @@ class GraphBuilder(Interpreter):
         if value.path not in self._read:
             made = Value(value.dtype, value.shape, name_of(value.path))
             self._read[value.path] = made
+            late = value.path in self._rewritten
             record = _Record("", Stored(), (), (made,), (("value", value.path),), (), (), "")
-            self._body.head.append(record)
+            (self._body.nodes if late else self._body.head).append(record)
         return self._read[value.path]
 
     def named(self, value: Value, name: str, shape: Shape | None) -> Value:

@@ -38,13 +38,18 @@ ONNX_DTYPES = {
     26: "int2",
 }
 _NUMBERS = {name: number for number, name in ONNX_DTYPES.items()}
-# the types as ONNX's operator signatures spell them
-TYPE_STRINGS = {
-    "tensor(float)": "float32",
-    "tensor(double)": "float64",
-    "tensor(string)": "object",
-    **{f"tensor({name})": name for name in _NUMBERS if name not in ("float32", "float64", "object")},
+_SPELLINGS = {  # where ONNX's operator signatures spell a type otherwise
+    "float32": "float",
+    "float64": "double",
+    "object": "string",
+    "float8_e4m3fn": "float8e4m3fn",
+    "float8_e4m3fnuz": "float8e4m3fnuz",
+    "float8_e5m2": "float8e5m2",
+    "float8_e5m2fnuz": "float8e5m2fnuz",
+    "float8_e8m0fnu": "float8e8m0",
+    "float4_e2m1fn": "float4e2m1",
 }
+TYPE_STRINGS = {f"tensor({_SPELLINGS.get(name, name)})": name for name in _NUMBERS}
 
 
 def dtype_named(name: str) -> np.dtype[Any]:

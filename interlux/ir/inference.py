@@ -33,6 +33,8 @@ def output_dtype(
         bound = signature.formal(signature.inputs, i)
         if dtype is not None and bound is not None and bound.type == kind:
             return dtype
+    if kind == "U" and "stash_type" in signature.attributes:  # the statistics of a normalisation
+        return np.dtype(np.float32)
     text = signature.fixed_types.get(kind, kind)
     if text in dtypes.TYPE_STRINGS:
         return dtypes.dtype_named(dtypes.TYPE_STRINGS[text])

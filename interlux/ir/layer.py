@@ -73,6 +73,13 @@ def check_mode(mode: str, layer: str) -> None:
         raise InvalidModelError(f"{layer}: mode must be one of {', '.join(MODES)}, not {mode!r}")
 
 
+def positive(layer: str, **sizes: int) -> None:
+    """Raises InvalidModelError unless all sizes are positive integers."""
+    for name, size in sizes.items():
+        if not isinstance(size, int) or size < 1:
+            raise InvalidModelError(f"{layer}: {name} must be a positive integer, not {size!r}")
+
+
 def active(mode: str, train: bool) -> bool:
     """Whether a layer of this mode behaves as in training."""
     return mode == ALWAYS or (mode == FOLLOW and train)

@@ -100,7 +100,7 @@ class Signature:
         if unknown or missing:
             what = f"unknown input {unknown[0]!r}" if unknown else f"input {missing[0]!r} is missing"
             raise InvalidModelError(f"{what}; the model takes {self._names()}")
-        arrays = [np.asarray(given[spec.name]) for spec in self.inputs]
+        arrays = [_as_array(spec.name, given[spec.name]) for spec in self.inputs]
         self.check(arrays)
         return arrays
 
@@ -143,7 +143,7 @@ class Signature:
             if isinstance(structure, int):
                 given[self.inputs[structure].name] = value
             elif "value" in structure:
-                if value is not None and value != structure["value"]:
+                if value is not None and (hasattr(value, "shape") or value != structure["value"]):
                     raise InvalidModelError(
                         f"{where} was {structure['value']!r} when the model was imported and is fixed"
                     )
@@ -188,6 +188,14 @@ class Signature:
             return [build(inner) for inner in structure["list"]]
 
         return outputs if self.out_structure is None else build(self.out_structure)
+
+
+def _as_array(name: str, value: Any) -> np.ndarray:
+    try:
+        array = np.asarray(value)
+    except (ValueError, TypeError, RuntimeError) as error:  # ragged lists, tensors that require a gradient
+        raise InvalidModelError(f"input {name!r} is no array: {str(error).splitlines()[0]}") from None
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
 def _show(shape: tuple[int | str | None, ...]) -> str:
@@ -286,7 +294,7 @@ class Model:
     def replace(self, params: Tree | None = None, states: Tree | None = None) -> Model:
         """The same model with other arrays, e.g. after training; they are copied to numpy.
 
-        Integer arrays get their original dtype back (JAX shortens 64-bit integers); floats keep the one given.
+        Arrays get their original dtype back (JAX shortens 64-bit types).
         Raises InvalidModelError if names or shapes differ from the present ones.
         """
 
@@ -297,8 +305,10 @@ class Model:
 
             def convert(path: Path, leaf: Any) -> np.ndarray:
                 array, before = np.array(leaf), trees.find(old, path)
-                if before is None or (trees.is_float(array.dtype) and trees.is_float(before.dtype)):
+                if before is None or array.dtype == before.dtype:
                     return array
+                if trees.is_float(array.dtype) and trees.is_float(before.dtype):
+                    return array.astype(before.dtype)
                 cast = array.astype(before.dtype)
                 if not np.array_equal(cast, array):
                     raise InvalidModelError(f"{trees.name_of(path)} of {array.dtype} does not fit {before.dtype.name}")

@@ -54,6 +54,8 @@ def run_in(backend: str) -> Iterator[None]:
         raise
     except MemoryError as error:
         raise ResourceLimitError(f"{backend} ran out of memory: {first_line(error)}") from error
+    except KeyError as error:
+        raise InvalidModelError(f"{backend} cannot run the model: there is no array {error}") from error
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         raise InvalidModelError(f"{backend} cannot run the model: {first_line(error)}") from error
 

@@ -145,20 +145,29 @@ class TorchBuilder(GraphBuilder):
         return self.Reshape(x, self.sizes(sizes), **allow)
 
     @property
+    def fx_node(self) -> torch.fx.Node:
+        """The fx node that is being lowered."""
+        if self.node_now is None:
+            raise UnsupportedError("nothing is being lowered")
+        return self.node_now
+
+    @property
+    def operator(self) -> str:
+        """The name of the operator that is being lowered, without namespace and overload."""
+        return str(self.fx_node.target).split(".")[1]
+
+    @property
     def spatial_rank(self) -> int:
         """Of operators that are named by it: conv2d, max_pool1d, …"""
-        assert self.node_now is not None
-        return int(str(self.node_now.target).split(".")[1][-2])
+        return int(self.operator[-2])
 
     # --- training and evaluation
 
     def mode(self, training: bool) -> str:
-        assert self.node_now is not None
-        return self.modes.mode(self.node_now, training)
+        return self.modes.mode(self.fx_node, training)
 
     def dropout_rate(self, probability: float) -> tuple[float, str]:
-        assert self.node_now is not None
-        return self.modes.dropout_rate(self.node_now, probability)
+        return self.modes.dropout_rate(self.fx_node, probability)
 
     def batch_counter(self, running_mean: Value | None) -> Value | None:
         """The counter of batches that torch keeps beside a running mean."""
@@ -171,8 +180,7 @@ class TorchBuilder(GraphBuilder):
     @property
     def result(self) -> Any:
         """torch's description of the present node's result: a tensor without data, or a tuple of them."""
-        assert self.node_now is not None
-        return self.node_now.meta["val"]
+        return self.fx_node.meta["val"]
 
     @property
     def result_dtype(self) -> np.dtype[Any]:

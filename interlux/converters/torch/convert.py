@@ -25,6 +25,7 @@ from .modes import PairedModes, SingleMode, single
 from .structure import leaf_names, structure
 
 Program = torch.export.ExportedProgram
+TRAINING, EVALUATION = "training", "evaluation"
 Names = Mapping[tuple[int, int], str] | None  # of dynamic dimensions, by number of the input and axis
 
 
@@ -67,11 +68,16 @@ def from_torch(
         raise InvalidModelError(
             f"from_torch takes an nn.Module, an ExportedProgram or a path, not {type(source).__name__}"
         )
-    stored = _Stored(program.state_dict, program)
+    stored = _Stored(program.state_dict, {EVALUATION: program})
     modes = single(program.graph)
-    layer = _graph(program, modes, stored, fresh=False)
+    layer = _graph(program, EVALUATION, modes, stored, fresh=False)
     notes: tuple[str, ...] = ()
-    if not modes.follows:
+    if modes.follows is None:
+        notes = (
+            "layers of both modes were exported: each stays as it was, train=True changes nothing; import the module "
+            "itself for both modes",
+        )
+    elif not modes.follows:
         notes = (
             "exported in evaluation: batch normalisation and dropout follow train=True again, but what the module's "
             "own code does differently in training is not in the file",
@@ -91,55 +97,73 @@ def _from_module(
     except UnsupportedError as error:  # evaluation is what most conversions are for
         training = None
         notes = (f"evaluation only, the training mode cannot be exported: {error}",)
+    if any(isinstance(m, torch.nn.TransformerEncoder) and m.enable_nested_tensor for m in module.modules()):
+        notes += (
+            "torch's fast path of nn.TransformerEncoder gives zeros at padded positions; the exported program, and so "
+            "this model, computes them",
+        )
     state = dict(module.state_dict(keep_vars=True))
-    stored = _Stored(state, evaluation, training)
+    programs = {EVALUATION: evaluation} | ({} if training is None else {TRAINING: training})
+    stored = _Stored(state, programs)
     label = name or type(module).__name__
     names = dimension_names(dynamic_shapes, module, args, kwargs)
     layer: Layer
     if training is None:
-        evaluated = _graph(evaluation, SingleMode(None), stored, names, fresh=True)
+        evaluated = _graph(evaluation, EVALUATION, SingleMode(None), stored, names, fresh=True)
         layer = ByMode(Unavailable(notes[0]), evaluated)
     elif (paired := PairedModes.of(training.graph, evaluation.graph)) is not None:
-        layer = _graph(training, paired, stored, names, fresh=True)
+        layer = _graph(training, TRAINING, paired, stored, names, fresh=True)
     else:
         alone = SingleMode(None)
-        evaluated = _graph(evaluation, alone, stored, names, fresh=True)
+        evaluated = _graph(evaluation, EVALUATION, alone, stored, names, fresh=True)
         notes += ("the module's code differs between training and evaluation: both graphs are kept",)
         try:
-            layer = ByMode(_graph(training, alone, stored, names, fresh=True), evaluated)
+            layer = ByMode(_graph(training, TRAINING, alone, stored, names, fresh=True), evaluated)
         except UnsupportedError as error:
             notes = (f"evaluation only, the training mode cannot be imported: {error}",)
             layer = ByMode(Unavailable(notes[0]), evaluated)
     return _model(layer, evaluation, stored, label, seed, notes, names)
 
 
+def _identity(tensor: torch.Tensor) -> Any:
+    return (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype) if tensor.numel() else id(tensor)
+
+
 class _Stored:
     """The named tensors of a program: where each is stored, and which names are tied."""
 
-    def __init__(self, state: Mapping[str, Any], *programs: Program | None):
+    def __init__(self, state: Mapping[str, Any], programs: Mapping[str, Program]):
         tensors: dict[str, torch.Tensor] = {}
         for key, value in state.items():
             if not isinstance(value, torch.Tensor):
                 raise UnsupportedError(f"state_dict entry {key!r} is no tensor but {type(value).__name__}")
             tensors[key] = value
         self.state_dict = list(tensors)
-        for program in programs:
-            if program is not None:
-                constants = {k: v for k, v in program.constants.items() if isinstance(v, torch.Tensor)}
-                tensors |= {k: v for k, v in constants.items() if k not in tensors}
-                # names under which the graph knows parameters that the state_dict calls otherwise
-                tensors |= {k: v for k, v in program.state_dict.items() if k not in tensors}
+        names: dict[str, dict[str, str]] = {}  # of a program's tensors, where they are not those of the module
+        for label, program in programs.items():
+            names[label] = {}
+            for key, value in {**program.constants, **program.state_dict}.items():
+                if not isinstance(value, torch.Tensor):
+                    continue
+                wishes = itertools.chain((key,), (f"{key}_{i}" for i in itertools.count()))
+                name = next(w for w in wishes if w not in tensors or _identity(tensors[w]) == _identity(value))
+                tensors.setdefault(name, value)
+                names[label][key] = name
+        missing = [key for key, tensor in tensors.items() if tensor.is_meta]
+        if missing:
+            raise UnsupportedError("these tensors are on the meta device and have no values", missing)
         self.tensors = tensors
-        self.canonical: dict[str, Path] = {}
-        self.aliases: dict[Path, Path] = {}
-        seen: dict[tuple[Any, ...], str] = {}
+        same: dict[Any, list[str]] = {}
         for key, tensor in tensors.items():
-            identity = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
-            first = seen.setdefault(identity, key) if tensor.numel() else key
-            self.canonical[key] = trees.path_of(first)
-            if first != key and key in self.state_dict:
-                self.aliases[trees.path_of(key)] = trees.path_of(first)
-        self._check_overlap({k: tensors[k] for k in seen.values()})
+            same.setdefault(_identity(tensor) if tensor.numel() else key, []).append(key)
+        # of names for one tensor the first that is trained stands for all
+        first = {
+            k: next((n for n in group if tensors[n].requires_grad), group[0]) for group in same.values() for k in group
+        }
+        self.canonical = {key: trees.path_of(first[key]) for key in tensors}
+        self.names = {label: {k: self.canonical[n] for k, n in found.items()} for label, found in names.items()}
+        self.aliases = {trees.path_of(key): self.canonical[key] for key in self.state_dict if first[key] != key}
+        self._check_overlap({k: tensors[k] for k in first.values()})
         taken = {path[0] for path in self.canonical.values()}
         wishes = itertools.chain(("interlux",), (f"interlux_{i}" for i in itertools.count()))
         self.own = OwnStates(next(wish for wish in wishes if wish not in taken))
@@ -171,8 +195,8 @@ class _Stored:
         return trees.from_leaves(params), trees.from_leaves(states)
 
 
-def _graph(program: Program, modes: Modes, stored: _Stored, names: Names = None, *, fresh: bool) -> Graph:
-    importer = ProgramImporter(program, modes, stored.canonical, dim_names(program, names), fresh, stored.own)
+def _graph(program: Program, label: str, modes: Modes, stored: _Stored, names: Names = None, *, fresh: bool) -> Graph:
+    importer = ProgramImporter(program, modes, stored.names[label], dim_names(program, names), fresh, stored.own)
     graph = importer.run()
     trained = [trees.name_of(p) for p in importer.written if stored.tensors[trees.name_of(p)].requires_grad]
     if trained:
@@ -231,7 +255,7 @@ def _signature(graph: Graph, program: Program, names: dict[str, str]) -> Signatu
         info = graph.values[graph.inputs[len(inputs)]]
         inputs.append(TensorSpec(graph.inputs[len(inputs)], info.dtype, info.shape))
         for size in node.meta["val"].shape:
-            if isinstance(size, torch.SymInt):
+            if isinstance(size, torch.SymInt) and not size.node.expr.is_Integer:
                 label, dimension = _dimension(size, program, names)
                 dims[label] = dimension
     in_structure = _in_structure(program, leaves)
@@ -246,7 +270,12 @@ def _signature(graph: Graph, program: Program, names: dict[str, str]) -> Signatu
             out_leaves.append(index)
             index += 1
     form = structure(program.call_spec.out_spec, list(out_leaves))
-    labels = leaf_names(form)
+    labels: dict[int, str] = {}
+    for i, wish in leaf_names(form).items():
+        taken = {*graph.inputs, *labels.values()}
+        labels[i] = next(
+            w for w in itertools.chain((wish,), (f"{wish}_{k}" for k in itertools.count(1))) if w not in taken
+        )
     outputs = tuple(
         TensorSpec(labels[i], graph.values[value].dtype, graph.values[value].shape)
         for i, value in enumerate(graph.outputs)

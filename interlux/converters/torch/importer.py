@@ -26,6 +26,21 @@ from .modes import counts_batches, target_name
 
 Node = torch.fx.Node
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
+# they change what a name views, not the data
+_RESHAPED_IN_PLACE = frozenset(
+    (
+        "t_",
+        "transpose_",
+        "swapaxes_",
+        "swapdims_",
+        "unsqueeze_",
+        "squeeze_",
+        "as_strided_",
+        "resize_",
+        "resize_as_",
+        "set_",
+    )
+)
 _IGNORED = ("aten._assert", "aten.sym_constrain", "aten.sym_size", "aten.sym_numel", "aten._check")
 
 
@@ -153,11 +168,9 @@ class ProgramImporter:
 
     def _step(self, node: Node, place: Place) -> None:
         name, val = target_name(node), node.meta.get("val")
-        if (
-            counts_batches(node)
-            or name.startswith(_IGNORED)
-            or isinstance(val, torch.SymInt | int | torch.SymBool | bool)
-        ):
+        if counts_batches(node):
+            self.alias[node] = node.args[0]  # type: ignore[assignment]
+        elif name.startswith(_IGNORED) or isinstance(val, torch.SymInt | int | torch.SymBool | bool):
             self.values[node] = val  # sizes are lowered from their expressions where they are used
         elif node.target is operator.getitem:
             source = node.args[0]
@@ -249,6 +262,10 @@ class ProgramImporter:
     def _in_place(self, node: Node, place: Place) -> None:
         written = node.args[0]
         assert isinstance(written, Node)
+        if target_name(node).removeprefix("aten.").partition(".")[0] in _RESHAPED_IN_PLACE:
+            self._refuse(place, target_name(node))
+            self.alias[node] = written
+            return
         operation, _, overload = target_name(node).removeprefix("aten.").partition(".")
         key = f"{operation[:-1]}.{overload}"
         if key not in LOWERINGS:
@@ -257,7 +274,7 @@ class ProgramImporter:
             try:
                 self._write(written, self._lower(node, key), node)
             except UnsupportedError as error:
-                self.unsupported[str(error)] = None
+                self.unsupported[f"{place.source}: {error}" if place.source not in str(error) else str(error)] = None
         self.alias[node] = written
 
     def _root(self, node: Node) -> Node:

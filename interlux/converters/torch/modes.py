@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -18,11 +19,14 @@ from ...ir.layer import ALWAYS, FOLLOW, NEVER
 FLAGS = {
     "aten.batch_norm.default": "training",
     "aten.dropout.default": "train",
+    "aten.dropout_.default": "train",
     "aten.feature_dropout.default": "train",
+    "aten.feature_dropout_.default": "train",
     "aten.lstm.input": "train",
 }
 PROBABILITIES = {
     "aten.dropout.default": "p",
+    "aten.dropout_.default": "p",
     "aten.scaled_dot_product_attention.default": "dropout_p",
     "aten.lstm.input": "dropout",
 }
@@ -49,11 +53,26 @@ def counts_batches(node: torch.fx.Node) -> bool:
     counter = node.args[0]
     while isinstance(counter, torch.fx.Node) and counter.op == "call_function" and counts_batches(counter):
         counter = counter.args[0]  # a module that is called again counts on
-    return (
-        isinstance(counter, torch.fx.Node)
-        and counter.op == "placeholder"
-        and counter.name.endswith("num_batches_tracked")
-    )
+    if not isinstance(counter, torch.fx.Node) or counter.op != "placeholder":
+        return False
+    return counter.name in _counters(node.graph)
+
+
+_COUNTERS: WeakKeyDictionary[torch.fx.Graph, set[str]] = WeakKeyDictionary()
+
+
+def _counters(graph: torch.fx.Graph) -> set[str]:
+    """The names under which a graph knows the counters of its batch normalisations."""
+    if graph not in _COUNTERS:
+        means = [
+            n.args[3]
+            for n in graph.nodes
+            if target_name(n) == "aten.batch_norm.default" and len(n.args) > 3 and n.args[3]
+        ]
+        _COUNTERS[graph] = {
+            m.name.replace("running_mean", "num_batches_tracked") for m in means if isinstance(m, torch.fx.Node)
+        }
+    return _COUNTERS[graph]
 
 
 def _steps(graph: torch.fx.Graph) -> list[torch.fx.Node]:
@@ -134,11 +153,15 @@ class PairedModes:
 
 
 def single(graph: torch.fx.Graph) -> SingleMode:
-    """The modes of a program that comes alone: the majority of its kind follows. A program with any layer in training
-    was exported in training."""
-    flags = [
-        bool(arguments(n)[FLAGS[target_name(n)]])
-        for n in graph.nodes
-        if n.op == "call_function" and target_name(n) in FLAGS
-    ]
-    return SingleMode(any(flags))
+    """The modes of a program that comes alone. If all its layers were exported in one mode they follow `train` again;
+    of a mixture nobody can say which were frozen, so that each stays as it was."""
+    flags = set()
+    for node in graph.nodes:
+        name = target_name(node)
+        if node.op != "call_function":
+            continue
+        if name in FLAGS and not (name == "aten.batch_norm.default" and arguments(node)["running_mean"] is None):
+            flags.add(bool(arguments(node)[FLAGS[name]]))
+        elif name in PROBABILITIES and arguments(node)[PROBABILITIES[name]]:
+            flags.add(True)
+    return SingleMode(None if len(flags) == 2 else True in flags)

@@ -44,6 +44,17 @@ def _default_float64() -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
+@contextmanager
+def _without_fast_path() -> Iterator[None]:
+    """torch.export doesn't take nn.TransformerEncoder's fast path, whose results differ at padded positions."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
 def _double(value: Any) -> Any:
     return value.double() if isinstance(value, torch.Tensor) and value.dtype in _FLOATS else value
 
@@ -102,7 +113,7 @@ class TorchSource:
         else:
             args = [build(s) for s in form["args"].values()]
             kwargs = {name: build(s) for name, s in form["kwargs"].items()}
-        with torch.no_grad():
+        with torch.no_grad(), _without_fast_path():
             results = [x for x in pytree.tree_leaves(module(*args, **kwargs)) if isinstance(x, torch.Tensor)]
         if len(results) != len(self._signature.outputs):
             raise InvalidModelError(

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..errors import InvalidModelError
 from ..interpreter import Interpreter, Value
-from ..layer import Layer, uniform
+from ..layer import Layer, positive, uniform
 from ..trees import Tree
 from .basic import Operator
 
@@ -47,7 +47,11 @@ class Conv(Layer):
     use_bias: bool = True
 
     def __post_init__(self) -> None:
+        positive("Conv", in_channels=self.in_channels, out_channels=self.out_channels, groups=self.groups)
+        if not isinstance(self.kernel, tuple | list) or not self.kernel:
+            raise InvalidModelError(f"Conv: kernel must be a tuple such as (3, 3), not {self.kernel!r}")
         n = len(self.kernel)
+        object.__setattr__(self, "kernel", tuple(self.kernel))
         for name, length in (("strides", n), ("dilations", n), ("pads", 2 * n)):
             value = getattr(self, name) or ((0,) if name == "pads" else (1,)) * length
             object.__setattr__(self, name, tuple(value))

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import InvalidModelError
 from ..interpreter import Interpreter, Value
-from ..layer import Layer, uniform
+from ..layer import Layer, positive, uniform
 from ..trees import Tree
 from .basic import Operator, identity
 
@@ -34,6 +35,13 @@ class Dense(Layer):
     out_features: int
     use_bias: bool = True
     activation: Operator = identity
+
+    def __post_init__(self) -> None:
+        positive("Dense", in_features=self.in_features, out_features=self.out_features)
+        if not isinstance(self.activation, Layer):
+            raise InvalidModelError(
+                f"Dense: activation must be a layer such as interlux.layers.relu, not {self.activation!r}"
+            )
 
     def param_shapes(self) -> dict[str, tuple[int, ...]]:
         shapes: dict[str, tuple[int, ...]] = {"weight": (self.out_features, self.in_features)}

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import InvalidModelError
 from ..interpreter import Interpreter, Value
 from ..layer import FOLLOW, Layer, active, check_mode
 from ..trees import Tree
@@ -81,8 +82,15 @@ class BatchNorm(Layer):
             return y, states
 
         vector = op.ints(-1)
-        count = op.CastLike(op.Div(op.Size(x), op.ints(self.features)), variance)
-        unbiased = op.Div(op.Mul(op.Reshape(variance, vector), count), op.Sub(count, op.const(1, like=variance)))
+        shape = op.shape_of(x)
+        if shape is not None and shape[0] == 1 and all(size == 1 for size in shape[2:]):
+            raise InvalidModelError(
+                f"BatchNorm in training needs more than one value per channel, not {shape}{op.where()}"
+            )
+        wide = np.promote_types(op.dtype_of(variance), np.float32)  # half precision has no numbers above 65504
+        count = op.cast(op.Div(op.Size(x), op.ints(self.features)), wide)
+        factor = op.cast(op.Div(count, op.Sub(count, op.const(np.ones((), wide)))), op.dtype_of(variance))
+        unbiased = op.Mul(op.Reshape(variance, vector), factor)
         new = {
             "running_mean": self._mix(op, states["running_mean"], op.Reshape(mean, vector)),
             "running_var": self._mix(op, states["running_var"], unbiased),

@@ -15,12 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...ir import trees
-from ...ir.errors import UnsupportedError
+from ...ir import dtypes, trees
+from ...ir.errors import InvalidModelError, UnsupportedError
 from ...ir.graph import Graph, graph_of
 from ...ir.layer import Layer
 from ...ir.model import Model
-from ...ir.trees import Path, Tree
+from ...ir.trees import Path, Tree, is_float
 from ..runner import Runner, refuse_written_states, run_in
 from .interpreter import JaxInterpreter
 from .primitives import PRIMITIVES
@@ -33,13 +33,20 @@ def forward(layer: Layer, params: Trees, states: Trees, inputs: tuple[Any, ...],
     params, states = (trees.map_leaves(jnp.asarray, tree) for tree in (params, states))
     graph = graph_of(layer)
     declared = [None] * len(inputs) if graph is None else [graph.values.get(name) for name in graph.inputs]
-    values = []
-    for value, info in zip(inputs, declared, strict=False):
-        array = jnp.asarray(value)
-        if info is not None and array.dtype != info.dtype and array.dtype.kind in "iu":
-            array = array.astype(info.dtype)  # an outer jit without 64-bit types has shortened it
-        values.append(array)
-    values += [jnp.asarray(v) for v in inputs[len(values) :]]
+    trained = {leaf.dtype for _, leaf in trees.leaves(params) if is_float(leaf.dtype)}
+    values = [jnp.asarray(value) for value in inputs]
+    for i, (value, info) in enumerate(zip(values, declared, strict=False)):
+        if info is None or value.dtype == info.dtype:
+            continue
+        wanted = dtypes.dtype_named(info.dtype)
+        if value.dtype.kind in "iu" and wanted.kind in "iu":
+            values[i] = value.astype(wanted)  # an outer jit without 64-bit types has shortened it
+        elif not (is_float(value.dtype) and {value.dtype} == trained and value.dtype.itemsize > wanted.itemsize):
+            hint = ""
+            if wanted == np.float64:
+                hint = "; JAX has 64-bit types switched off here: wrap the call in jax.enable_x64(True)"
+            name = graph.inputs[i] if graph is not None else str(i)
+            raise InvalidModelError(f"input {name!r} must have dtype {info.dtype}, not {value.dtype.name}{hint}")
     outputs, new = JaxInterpreter().layer(layer, params, states, *values, train=train)
     kept = trees.map_with_path(lambda path, leaf: jnp.asarray(leaf).astype(_dtype_at(states, path, leaf)), new)
     return jax.tree.map(jnp.asarray, outputs), kept
@@ -50,6 +57,14 @@ def _dtype_at(tree: Trees, path: Path, leaf: Any) -> Any:
     return leaf.dtype if before is None else before.dtype
 
 
+def _hashable(layer: Layer) -> bool:
+    try:
+        hash(layer)
+    except TypeError:  # a layer of a user's own with a list among its fields: run, but not compiled once for all
+        return False
+    return True
+
+
 @lru_cache(maxsize=64)
 def _compiled(layer: Layer, train: bool) -> Any:
     return jax.jit(lambda params, states, inputs: forward(layer, params, states, inputs, train))
@@ -57,11 +72,20 @@ def _compiled(layer: Layer, train: bool) -> Any:
 
 def apply(layer: Layer, params: Trees, states: Trees, inputs: tuple[Any, ...], train: bool) -> tuple[Any, Tree]:
     """What `Layer.apply` calls; see there."""
+    if not isinstance(params, Mapping) or not isinstance(states, Mapping):
+        raise InvalidModelError("apply takes the trees of parameters and states first, then the inputs")
     params, states = dict(params), dict(states)
     found = jax.tree.leaves((params, states, inputs))
+    strange = next(
+        (leaf for leaf in found if not isinstance(leaf, jax.Array | np.ndarray | np.generic | float | int)), None
+    )
+    if strange is not None:
+        raise InvalidModelError(
+            f"apply takes arrays of numpy or JAX, not {type(strange).__module__}.{type(strange).__name__}"
+        )
     wide = jax.config.read("jax_enable_x64")
-    with jax.enable_x64(True):
-        if any(isinstance(leaf, jax.core.Tracer) for leaf in found):
+    with run_in("JAX"), jax.enable_x64(True):
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in found) or not _hashable(layer):
             result = forward(layer, params, states, inputs, train)
         else:
             result = _compiled(layer, train)(params, states, inputs)

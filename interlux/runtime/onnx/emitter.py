@@ -25,10 +25,19 @@ from ...ir.layers import Dense, HardTanh
 from ...ir.model import Model, TensorSpec
 from ..runner import refuse_written_states
 from . import opsets
+from .opsets import NeedsOpset
 
 OLDEST_OPSET = 13
 DEFAULT_OPSET = 20  # every runtime in use reads it; raised to what a model needs
 SCOPE_KEY, SOURCE_KEY = "interlux.scope", "interlux.source"
+
+
+_TYPE_STRINGS = {name: text for text, name in dtypes.TYPE_STRINGS.items()}
+
+
+def type_string(dtype: np.dtype[Any]) -> str:
+    """A dtype as ONNX's operator signatures spell it."""
+    return _TYPE_STRINGS.get(dtype.name, f"tensor({dtype.name})")
 
 
 @dataclass(eq=False)
@@ -124,21 +133,32 @@ class OnnxInterpreter(Interpreter):
         try:
             schema = defs.get_schema(op_type, self.opset, "")
         except defs.SchemaError:
-            raise UnsupportedError(
-                f"{op_type} needs opset {newest.since}, {self.opset} is asked for{self.where()}"
+            raise NeedsOpset(
+                f"{op_type} needs opset {newest.since}, {self.opset} is asked for{self.where()}", newest.since
             ) from None
+        problem = None
         kept = {}
         for name, value in attributes.items():
             if name in schema.attributes:
                 kept[name] = value
             elif value != (newest.attributes.get(name) or (None, None, None))[2]:
-                raise UnsupportedError(
-                    f"{op_type} has no {name!r} in opset {self.opset}; choose opset {newest.since}{self.where()}"
-                )
+                problem = f"no {name!r}"
         if len(inputs) > schema.max_input:
+            problem = f"{schema.max_input} inputs only"
+        for i, value in enumerate(inputs):
+            formal = schema.inputs[min(i, len(schema.inputs) - 1)]
+            if value is not None and type_string(value.dtype) not in formal.types:
+                problem = f"no {value.dtype.name} for {formal.name!r}"
+        if problem is not None:
+            message = f"{op_type} has {problem} in opset {self.opset}{self.where()}"
+            if self.opset < newest.since:
+                raise NeedsOpset(f"{message}; a later one may have it", self.opset + 1)
+            raise UnsupportedError(message)
+        precise = [n for n, v in kept.items() if isinstance(v, float) and float(np.float32(v)) != v]
+        if precise and any(v is not None and v.dtype == np.float64 for v in inputs):
             raise UnsupportedError(
-                f"{op_type} takes {schema.max_input} inputs in opset {self.opset}, {len(inputs)} are needed; "
-                f"choose opset {newest.since}{self.where()}"
+                f"{op_type} in float64 with {precise[0]}={kept[precise[0]]!r}: ONNX keeps attributes in float32"
+                f"{self.where()}"
             )
         return kept
 
@@ -174,10 +194,10 @@ def emit(model: Model, opset: int | None = None) -> onnx.ModelProto:
     while True:
         try:
             return _emit(model, version)
-        except UnsupportedError:
+        except NeedsOpset as error:
             if opset is not None or version >= newest:
                 raise
-            version += 1
+            version = min(max(error.opset, version + 1), newest)
 
 
 def _emit(model: Model, opset: int) -> onnx.ModelProto:

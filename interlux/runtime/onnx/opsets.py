@@ -19,6 +19,15 @@ from ...ir.errors import UnsupportedError
 if TYPE_CHECKING:
     from .emitter import Emitted, OnnxInterpreter
 
+
+class NeedsOpset(UnsupportedError):
+    """What is to be emitted exists from a later opset on."""
+
+    def __init__(self, message: str, opset: int):
+        super().__init__(message)
+        self.opset = opset
+
+
 Rule = Callable[..., Any]
 _RULES: dict[str, tuple[int, Rule]] = {}
 
@@ -46,7 +55,7 @@ def lower(
     if rule is None or op.opset >= version:
         return None
     if outputs > 1:
-        raise UnsupportedError(f"{op_type} with {outputs} outputs needs opset {version}{op.where()}")
+        raise NeedsOpset(f"{op_type} with {outputs} outputs needs opset {version}{op.where()}", version)
     return rule(op, op_type, inputs, attributes)
 
 
@@ -76,11 +85,36 @@ def _reduction(op: OnnxInterpreter, op_type: str, inputs: Sequence[Any], attribu
     noop = kept.pop("noop_with_empty_axes", 0)
     if len(inputs) == 1 or inputs[1] is None:
         if noop:
-            raise UnsupportedError(f"{op_type} with noop_with_empty_axes needs opset 18{op.where()}")
+            raise NeedsOpset(f"{op_type} with noop_with_empty_axes needs opset 18{op.where()}", 18)
         return op.emit(op_type, inputs[:1], kept)
     if inputs[1].array is None:
-        raise UnsupportedError(f"{op_type} with computed axes needs opset 18{op.where()}")
+        raise NeedsOpset(f"{op_type} with computed axes needs opset 18{op.where()}", 18)
     return op.emit(op_type, inputs[:1], {**kept, "axes": tuple(inputs[1].array.tolist())})
+
+
+@_below(18, "Pad")
+def _pad(op: OnnxInterpreter, op_type: str, inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
+    x, pads, constant, axes = (*inputs, None, None)[:4]
+    if axes is None:
+        return op.emit("Pad", inputs, attributes)
+    if pads.array is None or axes.array is None:
+        raise NeedsOpset(f"Pad of some axes by computed amounts needs opset 18{op.where()}", 18)
+    rank, some = op.rank_of(x), axes.array.tolist()
+    amounts = np.zeros((2, rank), np.int64)
+    amounts[:, [a % rank for a in some]] = pads.array.reshape(2, len(some))
+    rest = [] if constant is None else [constant]
+    return op.emit("Pad", [x, op.const(amounts.reshape(-1)), *rest], attributes)
+
+
+@_below(14, "Trilu")
+def _trilu(op: OnnxInterpreter, op_type: str, inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
+    raise NeedsOpset(f"Trilu needs opset 14{op.where()}", 14)
+
+
+def _leaky_relu(op: OnnxInterpreter, op_type: str, inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
+    (x,) = inputs
+    below = op.Mul(x, op.const(attributes.get("alpha", 0.01), like=x))
+    return op.Where(op.Greater(x, op.const(0, like=x)), x, below)
 
 
 @_below(15, "Shape")
@@ -165,7 +199,8 @@ def _group_norm(op: OnnxInterpreter, op_type: str, inputs: Sequence[Any], attrib
 @_below(16, "RoiAlign")
 @_below(20, "GridSample")
 def _other_meaning(op: OnnxInterpreter, op_type: str, inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
-    raise UnsupportedError(f"{op_type} meant something else before opset {_RULES[op_type][0]}; choose that{op.where()}")
+    version = _RULES[op_type][0]
+    raise NeedsOpset(f"{op_type} meant something else before opset {version}; choose that{op.where()}", version)
 
 
 def _batch_norm(op: OnnxInterpreter, op_type: str, inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
@@ -181,4 +216,6 @@ _EPSILON: dict[str, Rule] = {
     "BatchNormalization": _batch_norm,
     "LayerNormalization": _layer_norm,
     "RMSNormalization": _rms_norm,
+    "Gelu": _gelu,
+    "LeakyRelu": _leaky_relu,
 }

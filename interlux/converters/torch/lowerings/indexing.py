@@ -35,8 +35,7 @@ def index(op: TorchBuilder, x: Value, indices: Sequence[Value | None]) -> Value:
         raise UnsupportedError(
             f"indexing by several tensors on the axes {axes}; only the leading axes are supported{op.where()}"
         )
-    assert op.node_now is not None
-    given = [n.meta["val"].shape for n in op.node_now.args[1] if isinstance(n, torch.fx.Node)]  # type: ignore[union-attr]
+    given = [n.meta["val"].shape for n in op.fx_node.args[1] if isinstance(n, torch.fx.Node)]  # type: ignore[union-attr]
     common = list(torch.broadcast_shapes(*given))
     rank = len(common)
     columns = [

@@ -46,23 +46,7 @@ def conv(
     dilation: Ints = (1,),
     groups: int = 1,
 ) -> Value:
-    outs, ins, *kernel = _sizes(op, weight, "a convolution's weight")
-    n = len(kernel)
-    layer = ir.Conv(
-        ins * groups,
-        outs,
-        tuple(kernel),
-        _all_axes(stride, n),
-        _all_axes(padding, n) * 2,
-        _all_axes(dilation, n),
-        groups,
-        bias is not None,
-    )
-    unbatched = op.rank(x) == n + 1
-    if unbatched:
-        x = op.named(op.Unsqueeze(x, op.ints(0)), "", (1, *(x.shape or ())))
-    y = op.add(layer, x, params={"weight": weight, "bias": bias})
-    return op.Squeeze(y, op.ints(0)) if unbatched else y
+    return _conv(op, x, weight, bias, stride, lambda _, n: _all_axes(padding, n) * 2, dilation, groups)
 
 
 @aten("conv1d.padding", "conv2d.padding", "conv3d.padding")
@@ -76,14 +60,29 @@ def conv_named_padding(
     dilation: Ints = (1,),
     groups: int = 1,
 ) -> Value:
+    def pads(kernel: Ints, n: int) -> tuple[int, ...]:
+        reach = [d * (k - 1) if padding == "same" else 0 for d, k in zip(_all_axes(dilation, n), kernel, strict=True)]
+        begin = [r // 2 for r in reach]  # of an odd number, torch pads the end more
+        return (*begin, *(r - b for r, b in zip(reach, begin, strict=True)))
+
+    return _conv(op, x, weight, bias, stride, pads, dilation, groups)
+
+
+def _conv(
+    op: TorchBuilder,
+    x: Value,
+    weight: Value,
+    bias: Value | None,
+    stride: Ints,
+    pads: Callable[[Ints, int], tuple[int, ...]],
+    dilation: Ints,
+    groups: int,
+) -> Value:
     outs, ins, *kernel = _sizes(op, weight, "a convolution's weight")
     n = len(kernel)
-    dilations = _all_axes(dilation, n)
-    total = [d * (k - 1) if padding == "same" else 0 for d, k in zip(dilations, kernel, strict=True)]
-    begin = [t // 2 for t in total]  # of an odd total, torch pads the end more
-    pads = (*begin, *(t - b for t, b in zip(total, begin, strict=True)))
-    layer = ir.Conv(ins * groups, outs, tuple(kernel), _all_axes(stride, n), pads, dilations, groups, bias is not None)
-    return op.add(layer, x, params={"weight": weight, "bias": bias})
+    strides, dilations = _all_axes(stride, n), _all_axes(dilation, n)
+    layer = ir.Conv(ins * groups, outs, tuple(kernel), strides, pads(kernel, n), dilations, groups, bias is not None)
+    return _with_batch(op, x, n, lambda x: op.add(layer, x, params={"weight": weight, "bias": bias}))
 
 
 @aten("embedding")
@@ -134,6 +133,8 @@ def layer_norm(
 ) -> Value:
     if weight is None and bias is not None:
         raise UnsupportedError(f"layer_norm with a bias but no weight{op.where()}")
+    if weight is not None and weight.dtype != x.dtype:
+        raise UnsupportedError(f"layer_norm of {x.dtype} with a weight of {weight.dtype}; cast one of them{op.where()}")
     layer = ir.LayerNorm(tuple(shape), epsilon, weight is not None, bias is not None)
     return op.add(layer, x, params={"weight": weight, "bias": bias})
 
@@ -169,8 +170,7 @@ def rms_norm(
 
 @aten("dropout", "feature_dropout")
 def dropout(op: TorchBuilder, x: Value, probability: float, training: bool) -> Value:
-    assert op.node_now is not None
-    if "feature" in str(op.node_now.target):
+    if "feature" in op.operator:
         raise UnsupportedError(f"dropout of whole channels{op.where()}")
     return op.add(Dropout(probability, op.mode(training)), x, states={"seed": op.seed})
 
@@ -229,22 +229,32 @@ def lstm(
     return op.add(layer, x, *initial, params=params, states=states, outputs=3)
 
 
-def _with_batch(op: TorchBuilder, x: Value, pool: Callable[[Value], Value]) -> Value:
-    """A pooling of [batch, channels, *spatial] applied to x, which may lack the batch."""
-    if op.rank(x) == op.spatial_rank + 2:
-        return pool(x)
+def _with_batch(op: TorchBuilder, x: Value, spatial: int, layer: Callable[[Value], Value]) -> Value:
+    """A layer over [batch, channels, *spatial] applied to x, which may lack the batch."""
+    if op.rank(x) == spatial + 2:
+        return layer(x)
     lifted = op.named(op.Unsqueeze(x, op.ints(0)), "", (1, *(x.shape or ())))
-    return op.Squeeze(pool(lifted), op.ints(0))
+    return op.Squeeze(layer(lifted), op.ints(0))
 
 
-def _window(kernel: Ints, stride: Ints, padding: Ints, dilation: Ints, ceil: bool, n: int) -> dict[str, Any]:
-    return {
-        "kernel_shape": _all_axes(kernel, n),
-        "strides": _all_axes(stride or kernel, n),
-        "pads": _all_axes(padding, n) * 2,
-        "dilations": _all_axes(dilation, n),
-        "ceil_mode": int(ceil),
-    }
+def _window(
+    op: TorchBuilder, x: Value, kernel: Ints, stride: Ints, padding: Ints, dilation: Ints, ceil: bool
+) -> dict[str, Any]:
+    """The attributes of a pooling; those at their defaults are left out, because older opsets lack some."""
+    n = op.spatial_rank
+    kernels, dilations = _all_axes(kernel, n), _all_axes(dilation, n)
+    strides, pads = _all_axes(stride or kernel, n), _all_axes(padding, n)
+    window: dict[str, Any] = {"kernel_shape": kernels, "strides": strides, "pads": pads * 2}
+    if any(d != 1 for d in dilations):
+        window["dilations"] = dilations
+    made, sizes = op.result.shape[-n:], (x.shape or ())[-n:]
+    floor = [
+        (size + 2 * p - d * (k - 1) - 1) // s + 1 if isinstance(size, int) else None
+        for size, k, s, p, d in zip(sizes, kernels, strides, pads, dilations, strict=True)
+    ]
+    if ceil and floor != list(made):  # where rounding up adds no window, it need not be said
+        window["ceil_mode"] = 1
+    return window
 
 
 @aten("max_pool1d", "max_pool2d", "max_pool3d")
@@ -257,8 +267,8 @@ def max_pool(
     dilation: Ints = (1,),
     ceil: bool = False,
 ) -> Value:
-    window = _window(kernel, stride, padding, dilation, ceil, op.spatial_rank)
-    return _with_batch(op, x, lambda x: op.MaxPool(x, **window))
+    window = _window(op, x, kernel, stride, padding, dilation, ceil)
+    return _with_batch(op, x, op.spatial_rank, lambda x: op.MaxPool(x, **window))
 
 
 @aten("avg_pool1d", "avg_pool2d", "avg_pool3d")
@@ -274,8 +284,8 @@ def avg_pool(
 ) -> Value:
     if divisor is not None:
         raise UnsupportedError(f"average pooling with a divisor of its own{op.where()}")
-    window = _window(kernel, stride, padding, (1,), ceil, op.spatial_rank)
-    return _with_batch(op, x, lambda x: op.AveragePool(x, **window, count_include_pad=int(count_pads)))
+    window = _window(op, x, kernel, stride, padding, (1,), ceil)
+    return _with_batch(op, x, op.spatial_rank, lambda x: op.AveragePool(x, **window, count_include_pad=int(count_pads)))
 
 
 @aten("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d")
@@ -283,11 +293,11 @@ def adaptive_avg_pool(op: TorchBuilder, x: Value, size: Ints) -> Value:
     n = op.spatial_rank
     wanted, have = tuple(op.result.shape[-n:]), (x.shape or ())[-n:]
     if all(isinstance(w, int) and w == 1 for w in wanted):
-        return _with_batch(op, x, op.GlobalAveragePool)
+        return _with_batch(op, x, n, op.GlobalAveragePool)
     ratios = tuple(
         h // w if isinstance(h, int) and isinstance(w, int) and h % w == 0 else 0
         for h, w in zip(have, wanted, strict=True)
     )
     if not all(ratios):
         raise UnsupportedError(f"adaptive pooling of {have} to {tuple(size)}: windows of unequal size{op.where()}")
-    return _with_batch(op, x, lambda x: op.AveragePool(x, kernel_shape=ratios, strides=ratios))
+    return _with_batch(op, x, op.spatial_rank, lambda x: op.AveragePool(x, kernel_shape=ratios, strides=ratios))

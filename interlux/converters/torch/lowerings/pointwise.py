@@ -14,13 +14,12 @@ from ....ir.trees import is_float
 from ...builder import Value
 from ..arrays import dtype_of
 from ..builder import TorchBuilder
-from .registry import LOWERINGS, aten
+from .registry import aten
 
 
 def _common_dtype(op: TorchBuilder) -> np.dtype[Any]:
     """The dtype in which the two first arguments meet."""
-    assert op.node_now is not None
-    operands = [a.meta["val"] if isinstance(a, torch.fx.Node) else a for a in op.node_now.args[:2]]
+    operands = [a.meta["val"] if isinstance(a, torch.fx.Node) else a for a in op.fx_node.args[:2]]
     plain: Any = [
         bool(o) if isinstance(o, torch.SymBool) else 1 if isinstance(o, torch.SymInt) else o for o in operands
     ]
@@ -70,16 +69,14 @@ def rsub(op: TorchBuilder, x: Any, y: Any, alpha: Any = 1) -> Value:
 @aten("__and__.Tensor", "__or__.Tensor", "__xor__.Tensor", "__and__.Scalar", "__or__.Scalar", "__xor__.Scalar")
 @aten("bitwise_and.Tensor", "bitwise_or.Tensor", "bitwise_xor.Tensor", "bitwise_and.Scalar", "bitwise_or.Scalar")
 def bitwise(op: TorchBuilder, x: Any, y: Any) -> Value:
-    assert op.node_now is not None
-    name = str(op.node_now.target).split(".")[1].strip("_").removeprefix("bitwise_").capitalize()
+    name = op.operator.strip("_").removeprefix("bitwise_").capitalize()
     dtype = op.result_dtype
     return op.primitive(name if dtype.kind == "b" else f"Bitwise{name}", (op.value(x, dtype), op.value(y, dtype)), {})
 
 
 @aten("logical_and", "logical_or", "logical_xor")
 def logical(op: TorchBuilder, x: Value, y: Value) -> Value:
-    assert op.node_now is not None
-    name = str(op.node_now.target).split(".")[1].removeprefix("logical_").capitalize()
+    name = op.operator.removeprefix("logical_").capitalize()
     return op.primitive(name, (op.cast(x, bool), op.cast(y, bool)), {})
 
 
@@ -114,8 +111,15 @@ def floor_divide(op: TorchBuilder, x: Any, y: Any) -> Value:
 
 
 def _floor_div(op: TorchBuilder, x: Value, y: Value) -> Value:
-    if is_float(x.dtype):
-        return op.Floor(op.Div(x, y))
+    if is_float(x.dtype):  # as torch does it: 3 // 0.3 is 9, because 0.3 is a little more than that
+        zero, one = op.const(0, like=x), op.const(1, like=x)
+        rest = op.Mod(x, y, fmod=1)
+        quotient = op.Div(op.Sub(x, rest), y)
+        other_sign = op.And(op.Not(op.Equal(rest, zero)), op.Xor(op.Less(rest, zero), op.Less(y, zero)))
+        quotient = op.Where(other_sign, op.Sub(quotient, one), quotient)
+        whole = op.Floor(quotient)
+        whole = op.Where(op.Greater(op.Sub(quotient, whole), op.const(0.5, like=x)), op.Add(whole, one), whole)
+        return op.Where(op.Equal(y, zero), op.Div(x, y), whole)
     return op.Div(op.Sub(x, op.Mod(x, y)), y)  # ONNX's Div of integers truncates; its Mod has the divisor's sign
 
 
@@ -265,7 +269,8 @@ def elu(op: TorchBuilder, x: Value, alpha: float = 1, scale: float = 1, input_sc
 
 @aten("selu")
 def selu(op: TorchBuilder, x: Value) -> Value:
-    return op.Selu(x)
+    # ONNX's defaults are rounded to float32
+    return op.Selu(x, alpha=1.6732632423543772848170429916717, gamma=1.0507009873554804934193349852946)
 
 
 @aten("softplus")
@@ -281,8 +286,11 @@ def clamp(op: TorchBuilder, x: Value, low: Any = None, high: Any = None) -> Valu
     dtype = op.result_dtype
     x = op.cast(x, dtype)
     if isinstance(low, Value) or isinstance(high, Value):
-        x = x if low is None else op.Max(x, op.value(low, dtype))
-        return x if high is None else op.Min(x, op.value(high, dtype))
+        for end, beyond in ((low, op.Less), (high, op.Greater)):  # at the ends the gradient goes to x
+            if end is not None:
+                limit = op.value(end, dtype)
+                x = op.Where(beyond(x, limit), limit, x)
+        return x
     return op.Clip(x, *(None if end is None else op.value(end, dtype) for end in (low, high)))
 
 
@@ -317,7 +325,7 @@ def lerp(op: TorchBuilder, x: Value, y: Value, weight: float) -> Value:
     return op.Add(x, op.Mul(op.Sub(y, x), op.const(weight, like=x)))
 
 
-@aten("contiguous", "clone", "alias", "lift_fresh_copy", "lift_fresh", "copy")
+@aten("contiguous", "clone", "alias", "lift_fresh_copy", "lift_fresh")
 @aten("to.dtype", "to.dtype_layout", "to.device", "to.other", "_to_copy", "type_as", "float", "half")
 def as_result(op: TorchBuilder, x: Value, *rest: Any, **options: Any) -> Value:
     """The same values in the result's dtype; devices, layouts and memory formats mean nothing here."""
@@ -339,12 +347,10 @@ def zero(op: TorchBuilder, x: Value) -> Value:
     return fill(op, x, 0)
 
 
+@aten("copy")
 def copy_into(op: TorchBuilder, x: Value, source: Value, non_blocking: bool = False) -> Value:
     """copy_: the source in x's dtype and shape."""
     value = op.cast(source, op.result_dtype)
     if source.shape == op.shape(op.result.shape):
         return value
     return op.Expand(value, op.sizes(op.result.shape))
-
-
-LOWERINGS["copy.default"] = copy_into

@@ -48,8 +48,7 @@ for _names, _primitive in (
 
 @aten("max.dim", "min.dim")
 def extreme(op: TorchBuilder, x: Value, axis: int, keepdim: bool = False) -> tuple[Value, Value]:
-    assert op.node_now is not None
-    which = "Max" if str(op.node_now.target).startswith("aten.max") else "Min"
+    which = "Max" if op.operator.startswith("max") else "Min"
     axis = op.axis(axis, op.rank(x))
     position = op.primitive(f"Arg{which}", (x,), {"axis": axis, "keepdims": 1})
     value = op.GatherElements(x, position, axis=axis)  # the gradient goes to one of equal values, as in torch
@@ -60,16 +59,17 @@ def extreme(op: TorchBuilder, x: Value, axis: int, keepdim: bool = False) -> tup
 
 @aten("any", "any.dim", "all", "all.dim")
 def quantifier(op: TorchBuilder, x: Value, axes: Axes = None, keepdim: bool = False) -> Value:
-    assert op.node_now is not None
-    primitive = "ReduceMax" if "any" in str(op.node_now.target) else "ReduceMin"
-    numbers = op.cast(op.cast(x, bool), np.int32)
-    return op.cast(op.primitive(primitive, (numbers, _axes(op, x, axes)), {"keepdims": int(keepdim)}), bool)
+    negated = op.operator == "all"
+    # counted, because over no elements `any` is False and `all` True
+    hits = op.cast(x, bool) if negated is False else op.Not(op.cast(x, bool))
+    count = op.ReduceSum(op.cast(hits, np.int64), _axes(op, x, axes), keepdims=int(keepdim))
+    none = op.Equal(count, op.const(np.array(0, np.int64)))
+    return op.cast(none if negated else op.Not(none), op.result_dtype)
 
 
 @aten("argmax", "argmin")
 def arg_extreme(op: TorchBuilder, x: Value, axis: int | None = None, keepdim: bool = False) -> Value:
-    assert op.node_now is not None
-    primitive = "ArgMax" if "argmax" in str(op.node_now.target) else "ArgMin"
+    primitive = "ArgMax" if "argmax" in op.operator else "ArgMin"
     if axis is not None:
         return op.primitive(primitive, (x,), {"axis": op.axis(axis, op.rank(x)), "keepdims": int(keepdim)})
     flat = op.primitive(primitive, (op.Reshape(x, op.ints(-1)),), {"axis": 0, "keepdims": 0})
@@ -80,10 +80,8 @@ def arg_extreme(op: TorchBuilder, x: Value, axis: int | None = None, keepdim: bo
 def variance(
     op: TorchBuilder, x: Value, axes: Any = None, unbiased: Any = None, keepdim: bool = False, *, correction: Any = None
 ) -> Value:
-    assert op.node_now is not None
-    target = str(op.node_now.target)
-    if "correction" in target:
-        keepdim = bool(op.node_now.kwargs.get("keepdim", False))
+    if "correction" in str(op.fx_node.target):
+        keepdim = bool(op.fx_node.kwargs.get("keepdim", False))
         less = 1 if correction is None else correction
     else:
         less = 1 if unbiased is None or unbiased else 0
@@ -93,7 +91,11 @@ def variance(
     one = op.ReduceSum(op.Mul(centred, op.const(0, like=x)), where, keepdims=int(keepdim))
     count = op.Div(op.Size(x), op.Size(one))
     result = op.Div(total, op.Sub(op.cast(count, x.dtype), op.const(less, like=x)))
-    return op.Sqrt(result) if "std" in target else result
+    if "std" not in op.operator:
+        return result
+    zero = op.Equal(result, op.const(0, like=result))  # torch's derivative at 0 is 0, that of a square root infinite
+    safe = op.Sqrt(op.Where(zero, op.const(1, like=result), result))
+    return op.Where(zero, op.const(0, like=result), safe)
 
 
 @aten("cumsum")
@@ -103,8 +105,7 @@ def cumsum(op: TorchBuilder, x: Value, axis: int, *, dtype: Any = None) -> Value
 
 @aten("softmax.int", "log_softmax.int", "_softmax", "_log_softmax")
 def softmax(op: TorchBuilder, x: Value, axis: int, dtype: Any = None) -> Value:
-    assert op.node_now is not None
-    primitive = "LogSoftmax" if "log_softmax" in str(op.node_now.target) else "Softmax"
+    primitive = "LogSoftmax" if "log_softmax" in op.operator else "Softmax"
     return op.primitive(primitive, (op.cast(x, op.result_dtype),), {"axis": op.axis(axis, op.rank(x))})
 
 

@@ -145,8 +145,7 @@ def _rolled(op: TorchBuilder, x: Value, shift: Size, axis: int) -> Value:
 
 @aten("tril", "triu")
 def triangle(op: TorchBuilder, x: Value, diagonal: int = 0) -> Value:
-    assert op.node_now is not None
-    return op.Trilu(x, op.value(diagonal), upper=int("triu" in str(op.node_now.target)))
+    return op.Trilu(x, op.value(diagonal), upper=int("triu" in op.operator))
 
 
 @aten("constant_pad_nd")

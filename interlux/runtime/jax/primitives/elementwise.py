@@ -210,7 +210,8 @@ def HardSigmoid(x: Value, *, alpha: float = 0.2, beta: float = 0.5) -> Value:
 def HardSwish(x: Value) -> Value:
     three = np.asarray(3, x.dtype)
     middle = x * (x / np.asarray(6, x.dtype) + np.asarray(0.5, x.dtype))
-    return jnp.where(x <= -three, np.asarray(0, x.dtype), jnp.where(x >= three, x, middle))
+    nothing = x * np.asarray(0, x.dtype)  # NaN for -inf, as the product that it stands for
+    return jnp.where(x <= -three, nothing, jnp.where(x >= three, x, middle))
 
 
 @primitive

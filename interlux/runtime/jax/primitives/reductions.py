@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .elementwise import Abs
 from .registry import Value, define, integers, library, primitive
 
 
@@ -44,14 +45,22 @@ def _smallest(xp: Any, x: Value, axes: tuple[int, ...], keep: bool) -> Value:
     return xp.min(x, axis=axes, keepdims=keep)
 
 
+def _length(xp: Any, x: Value, axes: tuple[int, ...], keep: bool) -> Value:
+    """The Euclidean norm; its derivative at 0 is 0, as in PyTorch."""
+    square = _sum(xp, x * x, axes, keep)
+    zero = square == 0
+    root = xp.sqrt(xp.where(zero, np.asarray(1, square.dtype), square))
+    return xp.where(zero, np.asarray(0, root.dtype), root).astype(x.dtype)
+
+
 define(
     ReduceSum=_reduce(_sum),
     ReduceMean=_reduce(lambda xp, x, axes, keep: xp.mean(x, axis=axes, keepdims=keep).astype(x.dtype)),
     ReduceProd=_reduce(lambda xp, x, axes, keep: xp.prod(x, axis=axes, keepdims=keep, dtype=x.dtype)),
     ReduceMax=_reduce(_largest),
     ReduceMin=_reduce(_smallest),
-    ReduceL1=_reduce(lambda xp, x, axes, keep: _sum(xp, xp.abs(x), axes, keep)),
-    ReduceL2=_reduce(lambda xp, x, axes, keep: xp.sqrt(_sum(xp, x * x, axes, keep)).astype(x.dtype)),
+    ReduceL1=_reduce(lambda xp, x, axes, keep: _sum(xp, Abs(x), axes, keep)),
+    ReduceL2=_reduce(_length),
     ReduceSumSquare=_reduce(lambda xp, x, axes, keep: _sum(xp, x * x, axes, keep)),
     ReduceLogSum=_reduce(lambda xp, x, axes, keep: xp.log(_sum(xp, x, axes, keep)).astype(x.dtype)),
     ReduceLogSumExp=_reduce(
