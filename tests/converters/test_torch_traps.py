@@ -533,3 +533,196 @@ def test_constants_of_both_modes_are_kept_apart_and_names_never_clash() -> None:
 def test_sizes_as_results_are_refused() -> None:
     with pytest.raises(ix.UnsupportedError, match="result 1 of the module is a size"):
         ix.from_torch(Calls(lambda m, x: (x, x.shape[0])), torch.randn(3, 4))
+
+
+# --- found by reviews
+
+
+class ConstantsByMode(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            return x * torch.tensor([float(i) for i in range(100)])
+        return x + torch.tensor([float(-i) for i in range(100)])
+
+
+def test_lifted_constants_of_both_modes_are_kept_apart() -> None:
+    x = torch.randn(2, 100)
+    model = ix.from_torch(ConstantsByMode(), x)
+    check_outputs(ConstantsByMode(), model, [x])
+    y, _ = model.layer.apply(model.params, model.states, x.numpy(), train=True)
+    np.testing.assert_allclose(y, ConstantsByMode().train()(x).numpy(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("change", [lambda y: y.t_(), lambda y: y.unsqueeze_(0), lambda y: y.transpose_(0, 1)])
+def test_changing_a_view_in_place_is_refused(change: Any) -> None:
+    def forward(module: Any, x: torch.Tensor) -> Any:
+        y = x * 1
+        row = y[0]
+        change(y)
+        return row
+
+    with pytest.raises(ix.UnsupportedError, match="_ in the top module|_.default|_.int"):
+        ix.from_torch(Calls(forward), torch.randn(3, 3), None)
+
+
+def test_statistics_read_after_the_layer_are_the_new_ones() -> None:
+    def forward(module: Any, x: torch.Tensor) -> Any:
+        before = module.bn.running_mean + 0
+        y = module.bn(x)
+        return y + module.bn.running_mean, before, module.bn.num_batches_tracked * 1.0
+
+    module = Calls(forward, bn=nn.BatchNorm1d(3)).double()
+    x = torch.randn(4, 3).double() + 2
+    check_training(module, ix.from_torch(module, x), [x])
+
+
+class Counting(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.long))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.num_batches_tracked.add_(1)
+        return x * self.num_batches_tracked
+
+
+def test_a_counter_that_only_has_the_name_is_counted_too() -> None:
+    model = ix.from_torch(Counting(), torch.randn(2, 3))
+    _, states = model.layer.apply(model.params, model.states, np.ones((2, 3), np.float32), train=True)
+    assert states["num_batches_tracked"] == 1
+
+
+def test_a_parameter_that_is_also_a_buffer_is_trained() -> None:
+    part = nn.Linear(3, 3)
+    module = Calls(lambda m, x: m.part(x) @ m.same, part=part, same=part.weight.data)
+    model = ix.from_torch(module, torch.randn(2, 3))
+    assert {ix.trees.name_of(p) for p, _ in ix.trees.leaves(model.params)} == {"part.weight", "part.bias"}
+    assert list(ix.torch_state_dict(model)) == list(module.state_dict())
+
+
+SINGULAR = {
+    "norm": lambda p: p.norm(dim=1),
+    "vector_norm": lambda p: torch.linalg.vector_norm(p),
+    "normalize": lambda p: F.normalize(p, dim=1),
+    "norm of order 1": lambda p: p.norm(p=1, dim=1),
+    "std": lambda p: p.std(-1),
+    "clamp by tensors": lambda p: torch.clamp(p, torch.zeros_like(p), torch.ones_like(p)),
+}
+
+
+@pytest.mark.parametrize("name", SINGULAR)
+def test_13_derivatives_at_singular_points_are_torchs(name: str) -> None:
+    weight = nn.Parameter(torch.tensor([[0.0, 0.0, 0.0], [1.0, 2.0, -3.0], [2.0, 2.0, 2.0]]).double())
+    module = Calls(lambda m, x: SINGULAR[name](m.weight) * x.sum(), weight=weight)
+    x = torch.ones(1).double()
+    check_training(module, ix.from_torch(module, x, None), [x])
+
+
+def exported(module: nn.Module, path: Path, x: torch.Tensor) -> ix.Model:
+    torch.export.save(torch.export.export(module, (x,), strict=False), path)
+    return ix.from_torch(path)
+
+
+def test_modes_of_a_program_that_comes_alone(tmp_path: Path) -> None:
+    x = torch.randn(4, 3)
+    always = Calls(lambda m, x: F.dropout(m.bn(x), 0.5, True), bn=nn.BatchNorm1d(3)).eval()
+    model = exported(always, tmp_path / "mixed.pt2", x)
+    assert [layer.mode for layer in layers_of(model, BatchNorm)] == ["never"]
+    assert [layer.mode for layer in layers_of(model, Dropout)] == ["always"]
+    assert "layers of both modes" in model.notes[0]
+    untracked = nn.Sequential(nn.BatchNorm1d(3, track_running_stats=False), nn.BatchNorm1d(3), nn.Dropout(0.5)).eval()
+    model = exported(untracked, tmp_path / "untracked.pt2", x)
+    assert [layer.mode for layer in layers_of(model, Dropout)] == ["follow"]
+    assert layers_of(model, BatchNorm)[1].mode == "follow"
+    in_place = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5, inplace=True)).train()
+    model = exported(in_place, tmp_path / "training.pt2", x)
+    assert [layer.mode for layer in layers_of(model, Dropout)] == ["follow"]
+    assert not any("exported in evaluation" in note for note in model.notes)
+
+
+def test_in_place_dropout_needs_no_second_graph() -> None:
+    model = ix.from_torch(nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5, inplace=True)), torch.randn(2, 3))
+    assert not isinstance(model.layer, ByMode)
+
+
+EDGES = {
+    "any and all of nothing": (lambda m, x: (x[:, :0].any(1), x[:, :0].all(1)), torch.ones(2, 3)),
+    "floor of floats": (lambda m, x: x // 0.3, torch.tensor([1.5, 3.0, -1.5, 0.9, 0.0])),
+    "division by zero": (lambda m, x: x // torch.zeros(3), torch.tensor([1.5, -3.0, 0.0])),
+    "selu": (lambda m, x: F.selu(x), torch.randn(9).double()),
+    "hardswish": (lambda m, x: F.hardswish(x), torch.tensor([-torch.inf, torch.inf, torch.nan, -3.0, 3.0])),
+    "ceil_mode that adds nothing": (lambda m, x: F.max_pool2d(x, 2, 2, 1, ceil_mode=True), torch.randn(1, 2, 5, 5)),
+    "ceil_mode of means": (lambda m, x: F.avg_pool1d(x, 2, 3, ceil_mode=True), torch.randn(1, 2, 7)),
+    "same padding without batch": (lambda m, x: F.conv1d(x, torch.ones(2, 3, 4), padding="same"), torch.randn(3, 7)),
+    "results that are inputs": (lambda m, x: (x, x, x * 2, torch.ones(2)), torch.randn(3)),
+}
+
+
+@pytest.mark.parametrize("name", EDGES)
+def test_edges(name: str) -> None:
+    function, x = EDGES[name]
+    module = Calls(function)
+    backends = ("jax",) if name == "selu" else ("jax", "onnxruntime")
+    check_outputs(module, ix.from_torch(module, x, None), [x], backends=backends)
+
+
+def test_running_variance_of_many_half_precision_values() -> None:
+    module = nn.BatchNorm2d(3).half()
+    x = torch.randn(8, 3, 96, 96).half()
+    model = ix.from_torch(module, x)
+    _, states = model.layer.apply(model.params, model.states, x.numpy(), train=True)
+    module.train()(x)
+    np.testing.assert_allclose(states["running_var"], module.running_var.numpy(), rtol=2e-3)
+    single = nn.BatchNorm1d(3)
+    model = ix.from_torch(single, torch.randn(4, 3))
+    with pytest.raises(ix.InvalidModelError, match="more than one value per channel"):
+        model.layer.apply(model.params, model.states, np.ones((1, 3), np.float32), train=True)
+
+
+def test_apply_does_not_promote() -> None:
+    layer, params, states = ix.from_torch(nn.Linear(3, 2), torch.randn(2, 3))
+    for array in (np.ones((2, 3), np.float16), np.ones((2, 3), bool), np.ones((2, 3), np.int32), np.ones((2, 3))):
+        with pytest.raises(ix.InvalidModelError, match=f"must have dtype float32, not {array.dtype.name}"):
+            layer.apply(params, states, array)
+    wide = ix.trees.cast(params, np.float64)  # the whole model in a wider type is the user's own wish
+    assert layer.apply(wide, states, np.ones((2, 3)))[0].dtype == np.float64
+    layer, params, states = ix.from_torch(nn.Linear(3, 2).double(), torch.randn(2, 3).double())
+    with pytest.raises(ix.InvalidModelError, match="jax.enable_x64"):
+        jax.jit(lambda p, x: layer.apply(p, states, x)[0])(params, np.ones((2, 3)))
+
+
+def test_names_of_results_are_unique() -> None:
+    module = Calls(lambda m, output: {"a": {"b": output * 2}, "a_b": output * 3})
+    model = ix.from_torch(module, torch.randn(2))
+    assert [spec.name for spec in model.signature.outputs] == ["a_b", "a_b_1"]
+
+    class Named(nn.Module):
+        def forward(self, output: torch.Tensor) -> torch.Tensor:
+            return output * 2
+
+    assert ix.from_torch(Named(), torch.randn(2, 3)).signature.outputs[0].name == "output_1"
+
+
+def test_the_source_is_not_run_on_torchs_fast_path() -> None:
+    module = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True), 1).eval()
+    wrapped = Calls(lambda m, x, mask: m.encoder(x, src_key_padding_mask=mask), encoder=module).eval()
+    x, mask = torch.randn(2, 4, 8), torch.tensor([[False] * 4, [False, False, True, True]])
+    model = ix.from_torch(wrapped, (x, mask))
+    check_outputs(wrapped, model, [x, mask])
+    assert "fast path" in model.notes[0]
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+ARRAYS_THAT_ARE_NONE = {
+    "ragged": lambda: [[1.0, 2.0, 3.0], [1.0]],
+    "requires a gradient": lambda: torch.ones(2, 3, requires_grad=True),
+}
+
+
+@pytest.mark.parametrize("name", ARRAYS_THAT_ARE_NONE)
+def test_inputs_that_are_no_arrays(name: str) -> None:
+    run = ix.compile(ix.from_torch(nn.Linear(3, 2), torch.randn(2, 3)))
+    with pytest.raises(ix.InvalidModelError, match="input 'input' is no array"):
+        run(ARRAYS_THAT_ARE_NONE[name]())
+    assert run(np.ones((2, 3), ">f4"))[0].shape == (2, 2)
