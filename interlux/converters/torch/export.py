@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import io
+import logging
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
 import torch
@@ -88,11 +90,14 @@ def export(
         )
     else:
         shapes = dynamic_shapes
+    said = io.StringIO()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _torch_quiet(said):
             warnings.simplefilter("ignore")  # torch's own, about its future and about LSTM's flat weights
             return torch.export.export(module, args, dict(kwargs), dynamic_shapes=shapes, strict=False)
     except Exception as error:  # torch.export raises whatever the module's code raises
+        if text := said.getvalue().strip():
+            error.add_note(f"torch.export printed:\n{text}")
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = " ".join(lines[:2])[:400] if lines else type(error).__name__
         hint = (
@@ -101,6 +106,26 @@ def export(
             else ""
         )
         raise UnsupportedError(f"torch.export cannot export {type(module).__name__}: {reason}{hint}") from error
+
+
+@contextmanager
+def _torch_quiet(said: io.StringIO) -> Iterator[None]:
+    """What torch prints and logs meanwhile (of a failed export the whole graph) goes to a buffer."""
+    handler = logging.StreamHandler(said)
+    loggers = [
+        each
+        for name, each in logging.root.manager.loggerDict.items()
+        if name.partition(".")[0] == "torch" and isinstance(each, logging.Logger) and (each.handlers or name == "torch")
+    ]
+    before = [(each, each.handlers, each.propagate) for each in loggers]
+    try:
+        for each in loggers:
+            each.handlers, each.propagate = [handler], False
+        with redirect_stdout(said), redirect_stderr(said):
+            yield
+    finally:
+        for each, handlers, propagate in before:
+            each.handlers, each.propagate = handlers, propagate
 
 
 def dimension_names(

@@ -285,7 +285,7 @@ class ProgramImporter:
     def _note_view(self, node: Node, key: str) -> None:
         """Remembers that a node's result shares memory with its first argument, if it does or may."""
         base = node.args[0] if node.args else None
-        if not isinstance(base, Node) or key not in VIEWS | MAYBE_VIEWS:
+        if not isinstance(base, Node) or key not in VIEWS:
             return
         if key in MAYBE_VIEWS:  # a reshape is a view or a copy, by strides
             if node.meta["val"].dtype != base.meta["val"].dtype:

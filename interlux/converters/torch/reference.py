@@ -89,8 +89,9 @@ class TorchSource:
 
     def run_float64(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
         """The same computed in float64 throughout; integers stay."""
+        tensors = [_double(to_torch(a)) for a in arrays]  # not inside: it reads bits as bfloat16
         with _default_float64(), _InFloat64():
-            return self._call(self._wide, [_double(to_torch(a)) for a in arrays])
+            return self._call(self._wide, tensors)
 
     def _call(self, module: torch.nn.Module, tensors: list[torch.Tensor]) -> list[np.ndarray]:
         form = self._signature.in_structure

@@ -259,15 +259,15 @@ def _replace(
     return parts[0] if len(parts) == 1 else op.Concat(*parts, axis=axis)
 
 
-# Views whose result may also be a copy, by strides
+# May be views or copies, by strides or dtype
 MAYBE_VIEWS = frozenset(
-    {"reshape.default", "flatten.using_ints", "contiguous.default", "to.dtype", "to.device", "to.dtype_layout"}
-    | {"reshape_as.default", "type_as.default", "to.other", "float.default", "half.default"}
+    {"reshape.default", "reshape_as.default", "flatten.using_ints", "contiguous.default"}
+    | {"to.dtype", "to.device", "to.dtype_layout", "to.other", "type_as.default"}
 )
-# Views that share memory with their base but through which a write cannot be followed
-OTHER_VIEWS = frozenset(
-    {"expand.default", "expand_as.default", "split.Tensor", "split_with_sizes.default", "chunk.default", "unbind.int"}
-    | {"narrow.default", "detach.default", "broadcast_to.default", "numpy_T.default", "mT.default"}
-    | {"tensor_split.sections", "split.sizes", "to.dtype_layout", "type_as.default", "to.other"}
+# Share memory with their base, but a write through them cannot be followed
+_UNFOLLOWED = frozenset(
+    {"expand.default", "expand_as.default", "broadcast_to.default", "numpy_T.default", "mT.default", "narrow.default"}
+    | {"split.Tensor", "split_with_sizes.default", "split.sizes", "chunk.default", "tensor_split.sections"}
+    | {"unbind.int", "detach.default"}
 )
-VIEWS = frozenset(VIEW_WRITES) | OTHER_VIEWS
+VIEWS = frozenset(VIEW_WRITES) | MAYBE_VIEWS | _UNFOLLOWED
