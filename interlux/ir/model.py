@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from dataclasses import replace as _replace
 from typing import Any
@@ -20,6 +20,18 @@ Shape = tuple[int | str | None, ...]
 _PRIMES = (3, 5, 11, 17, 29, 41)  # sizes that stand for dynamic dimensions while shapes are found
 
 Structure = Any  # nested: int (index of a tensor) | {"tuple"|"list": [...]} | {"dict": {...}} | {"value": constant}
+
+
+def filled(structure: Structure, tensors: Sequence[Any]) -> Any:
+    """A structure with tensors in place of their indices."""
+    if isinstance(structure, int):
+        return tensors[structure]
+    if "value" in structure:
+        return structure["value"]
+    if "dict" in structure:
+        return {key: filled(inner, tensors) for key, inner in structure["dict"].items()}
+    items = [filled(inner, tensors) for inner in structure.get("tuple", structure.get("list"))]
+    return tuple(items) if "tuple" in structure else items
 
 
 @dataclass(frozen=True)
@@ -175,19 +187,7 @@ class Signature:
 
     def nest_outputs(self, outputs: tuple[Any, ...]) -> Any:
         """The outputs in the structure that the source returns."""
-
-        def build(structure: Structure) -> Any:
-            if isinstance(structure, int):
-                return outputs[structure]
-            if "value" in structure:
-                return structure["value"]
-            if "dict" in structure:
-                return {key: build(inner) for key, inner in structure["dict"].items()}
-            if "tuple" in structure:
-                return tuple(build(inner) for inner in structure["tuple"])
-            return [build(inner) for inner in structure["list"]]
-
-        return outputs if self.out_structure is None else build(self.out_structure)
+        return outputs if self.out_structure is None else filled(self.out_structure, outputs)
 
 
 def _as_array(name: str, value: Any) -> np.ndarray:

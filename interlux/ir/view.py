@@ -14,6 +14,8 @@ from .layers.basic import Constant, Operator, Stored
 from .model import Model
 from .text import escaped
 
+WIDTH = 72  # of the tree's first column; a longer line pushes its second to the right
+
 
 def brief(layer: Layer) -> str:
     """A layer with the fields that have no default, and those that differ from theirs."""
@@ -50,7 +52,7 @@ def render(model: Model) -> str:
     lines += [f"  note    {note}" for note in model.notes]
     graph = graph_of(model.layer)
     rows = list(_graph_rows(model, graph) if graph is not None else _layer_rows(model.layer, model.params))
-    width = max((len(left) for left, _ in rows), default=0)
+    width = min(max((len(left) for left, _ in rows), default=0), WIDTH)
     lines += [f"{left:<{width}}  {right}".rstrip() for left, right in rows]
     return "\n".join(escaped(line) for line in lines)
 

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ...ir.errors import InvalidModelError
-from ...ir.model import Model
+from ...ir.model import Model, filled
 from .arrays import to_numpy, to_torch
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
@@ -78,8 +78,10 @@ class TorchSource:
             self._wide: torch.nn.Module = _widened(twin).module(check_guards=False)
         else:
             self.description = f"{type(source).__name__} in PyTorch"
-            self._module = copy.deepcopy(source).eval()
-            self._wide = copy.deepcopy(source).eval()
+            self._module, self._wide = copy.deepcopy(source), copy.deepcopy(source)
+            for twin in (self._module, self._wide):
+                if twin.training:  # else as it was found, layers that stay active included
+                    twin.eval()
             _widen_module(self._wide)
         self._signature = model.require_signature()
 
@@ -95,25 +97,11 @@ class TorchSource:
 
     def _call(self, module: torch.nn.Module, tensors: list[torch.Tensor]) -> list[np.ndarray]:
         form = self._signature.in_structure
-
-        args: list[Any]
-        kwargs: dict[str, Any]
-
-        def build(structure: Any) -> Any:
-            if isinstance(structure, int):
-                return tensors[structure]
-            if "value" in structure:
-                return structure["value"]
-            if "dict" in structure:
-                return {k: build(v) for k, v in structure["dict"].items()}
-            kind = tuple if "tuple" in structure else list
-            return kind(build(v) for v in structure.get("tuple", structure.get("list")))
-
-        if form is None:
-            args, kwargs = tensors, {}
-        else:
-            args = [build(s) for s in form["args"].values()]
-            kwargs = {name: build(s) for name, s in form["kwargs"].items()}
+        args: list[Any] = tensors
+        kwargs: dict[str, Any] = {}
+        if form is not None:
+            args = [filled(s, tensors) for s in form["args"].values()]
+            kwargs = {name: filled(s, tensors) for name, s in form["kwargs"].items()}
         with torch.no_grad(), _without_fast_path():
             results = [x for x in pytree.tree_leaves(module(*args, **kwargs)) if isinstance(x, torch.Tensor)]
         if len(results) != len(self._signature.outputs):

@@ -107,16 +107,13 @@ class Parallel(_Several):
 
 
 @dataclass(frozen=True, init=False)
-class Maxout(_Several):
+class Maxout(BranchLayer):
     """The element-wise maximum of the outputs of several layers (Goodfellow et al. 2013)."""
 
     def forward(
         self, op: Interpreter, params: Mapping[str, Any], states: Mapping[str, Any], *inputs: Value, train: bool
     ) -> tuple[Any, Mapping[str, Any]]:
-        outputs = []
-        for name, child in self.children():
-            y, states = self.run(op, name, child, params, states, inputs, train)
-            outputs.append(y)
+        outputs, states = super().forward(op, params, states, *inputs, train=train)
         return op.Max(*outputs), states
 
 
