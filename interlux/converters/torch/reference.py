@@ -79,9 +79,9 @@ class TorchSource:
         else:
             self.description = f"{type(source).__name__} in PyTorch"
             self._module, self._wide = copy.deepcopy(source), copy.deepcopy(source)
-            for twin in (self._module, self._wide):
-                if twin.training:  # else as it was found, layers that stay active included
-                    twin.eval()
+            for module in (self._module, self._wide):
+                if module.training:  # else as it was found, layers that stay active included
+                    module.eval()
             _widen_module(self._wide)
         self._signature = model.require_signature()
 
