@@ -83,7 +83,7 @@ def compile(model: Model, backend: str = "jax", device: str = "cpu", **options: 
 def verify(
     source: Any,
     model: Model,
-    backends: Sequence[str] = ("jax", "onnxruntime"),
+    backends: Sequence[str] | str = ("jax", "onnxruntime"),
     inputs: Mapping[str, Any] | Path | None = None,
     **options: Any,
 ) -> Report:
@@ -101,7 +101,7 @@ def verify(
     """
     from .runtime.verify import verify as check
 
-    return check(source_of(source, model), model, tuple(backends), inputs=inputs, **options)
+    return check(source_of(source, model), model, backends, inputs=inputs, **options)
 
 
 def source_of(source: Any, model: Model) -> Any:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .cli.state import State
+from .cli.text import table
 
 if TYPE_CHECKING:
     import numpy as np
@@ -106,9 +107,7 @@ def convert(name: str, folder: Path, out: Path, state: State) -> Result:
 def show(results: Sequence[Result]) -> str:
     """The table of all results as text."""
     head = ("network", "hop from PyTorch", "error ratio", "accuracy", "verdict")
-    lines = [head, *((result.name, *row) for result in results for row in result.rows())]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    return "\n".join("  ".join(f"{cell:<{w}}" for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+    return table(head, [(result.name, *row) for result in results for row in result.rows()])
 
 
 def write_reports(results: Sequence[Result], out: Path) -> Path:
@@ -118,16 +117,23 @@ def write_reports(results: Sequence[Result], out: Path) -> Path:
     def page(i: int) -> str:
         return "report.html" if i == 0 else f"report_{results[i].name}.html"
 
-    head = ("hop from PyTorch", "error ratio", "accuracy", "verdict")
-    overview: list[tuple[Any, ...]] = [("network", "", "worst error ratio", "accuracy", "verdict")]
+    def coloured(verdict: str) -> Any:  # as in the report's own table
+        kind = {"passed": "good", "FAILED": "bad"}.get(verdict)
+        return Markup('<span class="{}">{}</span>').format(kind, verdict.lower()) if kind else verdict
+
+    head = ("Hop from PyTorch", "Error ratio", "Accuracy", "Verdict")
+    overview: list[tuple[Any, ...]] = [("Network", "Kind", "Worst error ratio", "Accuracy", "Verdict")]
     for i, result in enumerate(results):
         worst = max((row.worst for row in result.report.rows if not math.isnan(row.worst)), default=math.nan)
         link = Markup('<a href="{}">{}</a>').format(page(i), result.name)
         accuracy = f"{100 * min(result.correct.values()) / result.images:.1f} %"
         verdict = "passed" if result.passed else "FAILED"
-        overview.append((link, NETWORKS[result.name][0], f"{worst:.2f}", accuracy, verdict))
+        overview.append((link, NETWORKS[result.name][0], f"{worst:.2f}", accuracy, coloured(verdict)))
     for i, result in enumerate(results):
-        accuracy_table = (f"Accuracy on {result.images} test images", [head, *result.rows()])
+        accuracy_table = (
+            f"Accuracy on {result.images} test images",
+            [head, *((*row[:-1], coloured(row[-1])) for row in result.rows())],
+        )
         result.report.to_html(out / page(i), [accuracy_table, ("All networks of the demo", overview)])
     return out / page(0)
 
@@ -148,7 +154,7 @@ def main() -> int:
         results = [convert(name, folder, OUT, state) for name in NETWORKS]
         report = write_reports(results, OUT)
     except InterluxError as error:
-        state.fail(str(error), type(error).__name__, (), error.exit_code)
+        state.fail(str(error), type(error).__name__, ())
         return 1
     passed = all(result.passed for result in results)
     print()

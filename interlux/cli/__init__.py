@@ -3,9 +3,14 @@
     __init__    main: exit codes, one-line errors, JSON, interruption
     app         the sub-commands and their options (click)
     state       what a running command writes to: stdout, JSON, progress on stderr
+    signals     Ctrl-C, SIGTERM, SIGHUP
     sources     SRC: what can be opened
     targets     DST: what can be written, all or nothing
+    places      where files go: checked early, written atomically
+    arrays      .npz files
+    backends    the names of the backends
     checks      which hops are verified
+    text        tables
     commands    what the sub-commands do
     doctor      what is installed and works
 
@@ -14,21 +19,13 @@ A sub-command imports what it needs when it runs: `interlux --help` imports clic
 
 from __future__ import annotations
 
-import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Sequence
 
+from .signals import Stopped
 from .state import State
 
-OK, FAILED, USAGE, UNSUPPORTED, INVALID, RESOURCE, INTERNAL, BROKEN_PIPE, INTERRUPTED, TERMINATED = (
-    0, 1, 2, 3, 4, 5, 70, 141, 130, 143,
-)  # fmt: skip
-
-
-class Terminated(BaseException):
-    """SIGTERM, as an exception, so that what is half written is removed."""
+OK, FAILED, USAGE, UNSUPPORTED, INVALID, RESOURCE, INTERNAL, BROKEN_PIPE, INTERRUPTED = 0, 1, 2, 3, 4, 5, 70, 141, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0 ok, 1 verification failed, 2 usage, 3 unsupported, 4 invalid or unsafe input, 5 resource limit,
-        70 internal error, 130 interrupted (143 by SIGTERM, 141 if the reader of stdout has gone).
+        70 internal error, 130 interrupted (143 by SIGTERM, 129 by SIGHUP, 141 if the reader of stdout has gone).
     """
     import warnings
 
@@ -47,20 +44,35 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     arguments = list(sys.argv[1:] if argv is None else argv)
     state = State(json="--json" in arguments, verbose="-v" in arguments or "--verbose" in arguments)
+    if not state.has_stdout:  # nothing is done if its result could not be told
+        state.fail("stdout is closed; use >/dev/null if the output is not wanted", "ResourceLimitError", ())
+        return RESOURCE
     code = OK
-    with warnings.catch_warnings(), state.stdout_kept_clean(), _sigterm():
+    with warnings.catch_warnings(), state.stdout_kept_clean(), state.signals.handled():
         if not (state.verbose or sys.warnoptions):
             warnings.simplefilter("ignore")  # those of the frameworks, about themselves
         try:
+            error: BaseException | None = None
             code = interlux.main(arguments, prog_name="interlux", standalone_mode=False, obj=state) or OK
         except Passed as passed:
-            code = _report(state, passed.error)
-        except BaseException as error:  # noqa: BLE001  # the last place before the user: each becomes one line
-            code = _report(state, error)
+            error = passed.error
+        except BaseException as raised:  # noqa: BLE001  # the last place before the user: each becomes one line
+            error = raised
+        with state.signals.held():
+            if state.signals.number is not None and not isinstance(error, Stopped):  # what else failed is its doing
+                error = Stopped(state.signals.number)
+            if error is not None:
+                code = _report(state, error)
     try:
         state.finish(code)
     except BrokenPipeError:
-        code = BROKEN_PIPE
+        state.drop_stdout()
+        return BROKEN_PIPE
+    except OSError as unwritable:
+        state.drop_stdout()
+        if code != BROKEN_PIPE:
+            state.fail(f"stdout cannot be written: {unwritable.strerror}", "ResourceLimitError", ())
+        return code or RESOURCE
     if code == BROKEN_PIPE:
         state.drop_stdout()
     return code
@@ -87,10 +99,10 @@ def _report(state: State, error: BaseException) -> int:
             code, text = USAGE, f"{text}; see '{command} --help'"
         case click.ClickException():
             code, text = USAGE, error.format_message()
-        case KeyboardInterrupt():
-            code, text = INTERRUPTED, "interrupted; nothing was written"
-        case Terminated():
-            code, text = TERMINATED, "terminated; nothing was written"
+        case KeyboardInterrupt() | Stopped():  # the former where signals are not handled, or of the user's own code
+            code = error.exit_code if isinstance(error, Stopped) else INTERRUPTED
+            written = ", ".join(state.written)
+            text = f"{'interrupted' if code == INTERRUPTED else 'terminated'}; {written or 'nothing'} was written"
         case MemoryError():
             code, text = RESOURCE, "out of memory; use a machine with more, or a smaller model or batch"
         case RecursionError():
@@ -109,23 +121,5 @@ def _report(state: State, error: BaseException) -> int:
         import traceback
 
         traceback.print_exception(error)
-    state.fail(text, type(error).__name__, tuple(getattr(error, "items", ())), code)
+    state.fail(text, type(error).__name__, tuple(getattr(error, "items", ())))
     return code
-
-
-@contextmanager
-def _sigterm() -> Iterator[None]:
-    """SIGTERM as an exception; in a thread, where signals can't be handled, as it was."""
-
-    def terminated(signum: int, frame: FrameType | None) -> None:
-        raise Terminated
-
-    try:
-        before = signal.signal(signal.SIGTERM, terminated)
-    except ValueError:
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -6,9 +6,9 @@ from typing import Any
 
 import click
 
+from .backends import BACKENDS
 from .state import State
 
-BACKENDS = ("jax", "onnxruntime")
 LATER = "(not in this version)"
 
 
@@ -22,11 +22,22 @@ class Passed(BaseException):
 class Commands(click.Group):
     """Sub-commands in the order of their definition."""
 
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:  # prints --help
+        try:
+            return super().make_context(*args, **extra)
+        except OSError as error:
+            raise Passed(error) from error
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except (KeyboardInterrupt, EOFError, OSError) as error:
             raise Passed(error) from error
+        except SystemExit as error:  # nothing here raises it, so that it is the model's own code
+            from ..ir.errors import InvalidModelError
+
+            stopped = InvalidModelError(f"the model's own code called sys.exit({error.code!r}); it must not do that")
+            raise Passed(stopped) from error
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
@@ -106,6 +117,7 @@ def common(function: Any) -> Any:
 @click.option(
     "--version", is_flag=True, expose_value=False, is_eager=True, callback=_version, help="Show the version and exit."
 )
+@as_json
 @verbose
 @click.pass_context
 def interlux(ctx: click.Context) -> int | None:
@@ -115,7 +127,7 @@ def interlux(ctx: click.Context) -> int | None:
     MODULE:FUNCTION, a Python function that returns a PyTorch module or (module, example inputs).
 
     Exit codes: 0 ok, 1 verification failed, 2 usage, 3 unsupported, 4 invalid or unsafe input, 5 resource limit,
-    70 internal error, 130 interrupted.
+    70 internal error, 130 interrupted (143 by SIGTERM, 129 by SIGHUP).
     """
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help(), err=True)

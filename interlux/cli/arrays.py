@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import io
-import struct
 import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,26 +14,18 @@ from ..ir.dtypes import dtype_named
 from ..ir.errors import InvalidModelError
 from ..ir.model import Signature
 
-# what numpy and zipfile raise for files that are damaged or none of theirs
-_DAMAGED = (
-    OSError, ValueError, EOFError, TypeError, AttributeError, KeyError, SyntaxError, NotImplementedError, RuntimeError,
-    struct.error, zlib.error, zipfile.BadZipFile,
-)  # fmt: skip
-
 
 def read_npz(text: str) -> dict[str, np.ndarray]:
     """The arrays of an .npz file. Nothing in it is unpickled. Raises InvalidModelError if it is none."""
-    if not Path(text).is_file():
-        raise InvalidModelError(f"{text}: there is no such file")
-    try:
-        with np.load(text, allow_pickle=False) as file:
-            if isinstance(file, np.lib.npyio.NpzFile):
-                return {name: file[name] for name in file.files}
-    except _DAMAGED as error:
-        # numpy's advice is to allow pickles
-        reason = "it is another kind of file, or holds Python objects" if "pickle" in str(error) else error
-        raise InvalidModelError(f"{text} is not a sound .npz file: {reason}; write it with numpy.savez") from error
-    raise InvalidModelError(f"{text} holds one array without a name; write it with numpy.savez(file, name=array)")
+    from ..runtime.npz import read_npz as read
+
+    if Path(text).is_file():
+        with open(text, "rb") as file:
+            if file.read(6) == b"\x93NUMPY":
+                raise InvalidModelError(
+                    f"{text} is a .npy file, one array without a name; write it with numpy.savez(file, name=array)"
+                )
+    return read(text)
 
 
 def bound(signature: Signature, arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:
@@ -46,6 +36,20 @@ def bound(signature: Signature, arrays: Mapping[str, np.ndarray]) -> list[np.nda
         if dtype.kind == "V" and spec.name in fitting and fitting[spec.name].dtype == np.float32:
             fitting[spec.name] = fitting[spec.name].astype(dtype)
     return signature.bind((), fitting)
+
+
+def safe_names(names: Sequence[str]) -> list[str]:
+    """Names fit for the members of an archive: a hostile model's could lead out of the folder it is unpacked to."""
+    found: list[str] = []
+    for name in names:
+        safe = "".join(c if c.isprintable() and c not in "/\\:" else "_" for c in name)[:200]
+        safe = "_" + safe if not safe or safe.startswith(".") else safe
+        number = 2
+        unique = safe
+        while unique in found or (unique != name and unique in names):
+            unique, number = f"{safe}_{number}", number + 1
+        found.append(unique)
+    return found
 
 
 def npz(names: Sequence[str], arrays: Sequence[Any]) -> bytes:

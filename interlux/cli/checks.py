@@ -12,14 +12,14 @@ import numpy as np
 from ..api import needs
 from ..ir.errors import UnsupportedError, VerificationError
 from ..ir.model import Model, Signature, TensorSpec
+from .backends import BACKENDS
 
 Run = Callable[[list[np.ndarray]], Sequence[Any]]
-EXTRAS = {"jax": "jax", "onnxruntime": "onnx"}
 
 
 def installed_backends() -> tuple[str, ...]:
     """The backends whose packages are there. Raises UnsupportedError if none is."""
-    names = tuple(name for name in EXTRAS if importlib.util.find_spec(name) is not None)
+    names = tuple(name for name in BACKENDS if importlib.util.find_spec(name) is not None)
     if not names:
         raise UnsupportedError("no backend is installed; pip install 'interlux[jax,onnx]', or see 'interlux doctor'")
     return names

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 from click import UsageError
 
 from ..ir import trees
-from ..ir.errors import InvalidModelError, UnsupportedError
+from ..ir.errors import UnsupportedError
 from ..ir.graph import Graph, graph_of
 from ..ir.model import Model, TensorSpec
 from ..ir.view import brief
 from .sources import Opened, open_source
 from .state import State
+from .text import table
 
 if TYPE_CHECKING:
     from ..runtime.verify import Report
@@ -36,20 +37,23 @@ def convert(
     report: str | None,
 ) -> None:
     """`interlux convert`."""
+    from .places import check_distinct
     from .targets import ONNX, Target
 
     if no_verify and (report or inputs or backends):
         raise UsageError("--no-verify leaves out what --report, --inputs and --backend are for")
     state.result |= {"source": src, "destination": dst, "verification": None}
-    target = Target.of(dst, opset, Path(src))
+    target = Target.of(dst, opset)
+    check_distinct({"DST": dst, "--report": report}, {"the source": src, "--inputs": inputs})
     _check_report(report)
     with state.step(f"import {src}"):
         opened = open_source(src, arch, examples, name)
     model = opened.model
     state.result["model"] = _about(model)
-    with target.staged(model) as staged:
+    with target.staged(model, state) as staged:
         with state.step(f"write {target.path.name} and read it again"):
             about = staged.check(model)
+        found = None
         if no_verify:
             state.note("not verified (--no-verify)")
         else:
@@ -57,9 +61,14 @@ def convert(
 
             names = backends or installed_backends()
             hops = written_onnx(staged.path, names) if target.kind == ONNX else {}
-            _verified(state, opened, names, hops, inputs, report).raise_if_failed()
-        staged.commit()
-    state.result["written"] = about
+            found = _verified(state, opened, names, hops, inputs)
+        with state.commit():
+            if found is not None:
+                _report(state, found, report)
+                found.raise_if_failed()
+            staged.commit()
+            state.written.append(dst)
+            state.result["written"] = about
     form = {"onnx": f"ONNX, opset {about.get('opset')}", "folder": "saved model"}.get(target.kind, "weights")
     state.line(f"wrote {dst} ({form}, {about['bytes'] / 1e6:.2f} MB)")
 
@@ -76,22 +85,27 @@ def verify(
 ) -> None:
     """`interlux verify`."""
     from .checks import installed_backends
+    from .places import check_distinct
 
     state.result |= {"source": a, "target": b}
     names = backends or installed_backends()
+    check_distinct({"--report": report}, {"A": a, "B": b, "--inputs": inputs})
     _check_report(report)
     with state.step(f"import {a}"):
         opened = open_source(a, arch, examples)
     state.result["model"] = _about(opened.model)
     if b is None:
-        _verified(state, opened, names, {}, inputs, report).raise_if_failed()
-        return
-    with state.step(f"import {b}"):
-        other = open_source(b)
-    hops, notes = _hops(opened, other, names)
-    for note in notes:
-        state.note(note)
-    _verified(state, opened, (), hops, inputs, report).raise_if_failed()
+        found = _verified(state, opened, names, {}, inputs)
+    else:
+        with state.step(f"import {b}"):
+            other = open_source(b)
+        hops, notes = _hops(opened, other, names)
+        for note in notes:
+            state.note(note)
+        found = _verified(state, opened, (), hops, inputs)
+    with state.commit():
+        _report(state, found, report)
+    found.raise_if_failed()
 
 
 def inspect(state: State, src: str, arch: str | None, examples: Sequence[str]) -> None:
@@ -114,16 +128,17 @@ def run(
 ) -> None:
     """`interlux run`."""
     from ..api import compile
-    from .arrays import bound, npz, read_npz, summary
+    from .arrays import bound, npz, read_npz, safe_names, summary
     from .checks import installed_backends
-    from .targets import write_atomically
+    from .places import check_distinct, check_file, write_atomically
 
     if backend == "fused":
         raise UnsupportedError("backend 'fused' is not part of this version; use jax or onnxruntime")
     backend = backend or installed_backends()[0]
+    if output is not None:
+        check_distinct({"--output": output}, {"the source": src, "--input": arrays})
+        check_file("--output", output)
     given = read_npz(arrays)
-    if output is not None and not Path(output).parent.is_dir():
-        raise InvalidModelError(f"{output}: there is no such folder to write to; make it first")
     with state.step(f"import {src}"):
         model = open_source(src, arch, given).model
     signature = model.require_signature()
@@ -132,10 +147,18 @@ def run(
         results = compile(model, backend, device).run(ready)
     names = [spec.name for spec in signature.outputs]
     rows = [summary(name, array) for name, array in zip(names, results, strict=True)]
-    state.result |= {"source": src, "backend": backend, "device": device, "outputs": rows, "written": output}
-    state.line(_table(["output", "dtype", "shape", "min", "mean", "max"], [list(row.values()) for row in rows]))
+    state.result |= {"source": src, "backend": backend, "device": device, "outputs": rows, "written": None}
+    state.line(table(["output", "dtype", "shape", "min", "mean", "max"], [list(row.values()) for row in rows]))
     if output is not None:
-        write_atomically(Path(output), npz(names, results))
+        members = safe_names(names)
+        for name, member in zip(names, members, strict=True):
+            if member != name:
+                state.note(f"output {name!r} is named {member!r} in {output}")
+        content = npz(members, results)
+        with state.commit():
+            write_atomically(Path(output), content)
+            state.written.append(output)
+            state.result["written"] = output
         state.line(f"wrote {output}")
 
 
@@ -143,9 +166,9 @@ def run(
 
 
 def _verified(
-    state: State, opened: Opened, backends: Sequence[str], hops: dict[str, Any], inputs: str | None, report: str | None
+    state: State, opened: Opened, backends: Sequence[str], hops: dict[str, Any], inputs: str | None
 ) -> Report:
-    """Runs the verification, shows it and writes the report."""
+    """Runs the verification and shows it."""
     from ..api import needs
 
     with needs("jax"):
@@ -164,25 +187,32 @@ def _verified(
         found = check(source, opened.model, backends, runners=hops, inputs=arrays)
     state.line(str(found))
     state.result["verification"] = found.to_dict()
-    if report is not None:
-        from .targets import write_atomically
-
-        write_atomically(Path(report), found.to_html())
-        state.result["report"] = report
-        state.line(f"report: {report}")
     return found
+
+
+def _report(state: State, found: Report, report: str | None) -> None:
+    """Writes the report, also of what failed."""
+    if report is None:
+        return
+    from .places import write_atomically
+
+    write_atomically(Path(report), found.to_html())
+    state.written.append(report)
+    state.result["report"] = report
+    state.line(f"report: {report}")
 
 
 def _check_report(report: str | None) -> None:
     """What would make the report fail, before the work and not after it."""
     import importlib.util
 
+    from .places import check_file
+
     if report is None:
         return
     if importlib.util.find_spec("jinja2") is None:
         raise UnsupportedError("--report needs jinja2: pip install 'interlux[report]'")
-    if not Path(report).parent.is_dir() or Path(report).is_dir():
-        raise InvalidModelError(f"{report}: a report cannot be written there; give the path of a file")
+    check_file("--report", report)
 
 
 def _hops(a: Opened, b: Opened, backends: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
@@ -243,16 +273,3 @@ def _node(node: Any, graph: Graph) -> dict[str, Any]:
         "arrays": [trees.name_of(path) for _, path in (*node.params, *node.states)],
         "source": node.source,
     }
-
-
-def _table(head: list[str], rows: list[list[Any]]) -> str:
-    """Columns of text, numbers with six digits."""
-
-    def text(value: Any) -> str:
-        if isinstance(value, float):
-            return f"{value:.6g}"
-        return "-" if value is None else str(value)
-
-    lines = [head, *([text(cell) for cell in row] for row in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    return "\n".join("  ".join(f"{c:<{w}}" for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)

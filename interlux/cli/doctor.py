@@ -9,7 +9,9 @@ from importlib import metadata
 from typing import Any
 
 from ..ir.errors import InterluxError
+from .backends import BACKENDS
 from .state import State
+from .text import table
 
 CORE = ("numpy", "ml_dtypes", "safetensors", "click", "rich")
 # extra: what it is for, and its packages
@@ -17,11 +19,10 @@ EXTRAS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "torch": ("import from PyTorch", ("torch",)),
     "onnx": ("ONNX in and out, onnxruntime", ("onnx", "onnxruntime")),
     "jax": ("run on JAX; the reference of saved models", ("jax", "jaxlib")),
-    "report": ("HTML reports", ("jinja2", "matplotlib")),
+    "report": ("HTML reports", ("jinja2",)),
 }
 # other names under which a package is distributed
 _OTHER = {"onnxruntime": ("onnxruntime-gpu",), "jaxlib": ()}
-BACKENDS = {"jax": "jax", "onnxruntime": "onnx"}
 DEVICES = ("cpu", "cuda")
 
 
@@ -76,7 +77,6 @@ def details(backend: str) -> str:
 def doctor(state: State) -> None:
     """`interlux doctor`."""
     from .. import __version__
-    from .commands import _table
 
     system = f"{platform.system()} {platform.release()} {platform.machine()}"
     state.line(f"interlux {__version__}, Python {platform.python_version()}, {system}")
@@ -88,7 +88,7 @@ def doctor(state: State) -> None:
         absent = [n for n in packages if versions[n] is None]
         missing += [extra] * bool(absent)
         rows.append([", ".join(f"{n} {versions[n] or 'MISSING'}" for n in packages), extra, purpose])
-    state.line(_table(["packages", "extra", "for"], rows))
+    state.line(table(["packages", "extra", "for"], rows))
     state.line()
     backends: dict[str, Any] = {}
     found = []
@@ -104,7 +104,7 @@ def doctor(state: State) -> None:
             devices[device] = {"works": not problem} | ({"problem": problem} if problem else {})
             found.append([backend, device, problem or "works"])
         backends[backend] = {"installed": True, "devices": devices, "details": details(backend)}
-    state.line(_table(["backend", "device", "state"], found))
+    state.line(table(["backend", "device", "state"], found))
     for backend, about in backends.items():
         if about["installed"]:
             state.line(f"{backend}: {about['details']}")

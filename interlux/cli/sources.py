@@ -258,7 +258,7 @@ def _call(text: str) -> tuple[Any, Any]:
         raise InvalidModelError(f"{text}: {error}") from error
     except (InterluxError, MemoryError):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InvalidModelError(f"{text}: importing it raised {type(error).__name__}: {error}") from error
     if not callable(function):
         raise InvalidModelError(f"{text} is a {type(function).__name__}, a function was expected")
@@ -266,7 +266,7 @@ def _call(text: str) -> tuple[Any, Any]:
         return function(), module
     except (InterluxError, MemoryError):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InvalidModelError(f"{text}() raised {type(error).__name__}: {error}") from error
 
 

@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from typing import Any, TextIO
 
+from ..ir.errors import ResourceLimitError
 from ..ir.text import escaped
+from .signals import Signals
 
 
 class State:
@@ -25,20 +27,31 @@ class State:
         self.json, self.verbose = json, verbose
         self.result: dict[str, Any] = {}  # what --json shows
         self._error: dict[str, Any] | None = None
+        self.written: list[str] = []  # files that are in their place
+        self.signals = Signals()
+        self.has_stdout = sys.stdout is not None
+        for number, name in ((1, "stdout"), (2, "stderr")):
+            if getattr(sys, name) is None:  # closed by the caller (2>&-)
+                setattr(sys, name, _nowhere(number))
         self._stdout: TextIO = sys.stdout
 
     def line(self, text: str = "") -> None:
         """Text for people. What comes from a model is escaped; several lines are given as several."""
         if not self.json:
             for part in text.split("\n"):
-                print(escaped(part), file=self._stdout)
+                try:
+                    print(escaped(part), file=self._stdout)
+                except BrokenPipeError:
+                    raise
+                except OSError as error:
+                    raise ResourceLimitError(f"stdout cannot be written: {error.strerror}") from error
 
     def note(self, text: str) -> None:
         """What a person should know and a program finds in the JSON object under `notes`."""
         self.result.setdefault("notes", []).append(text)
         self.line(f"note: {text}")
 
-    def fail(self, message: str, kind: str, items: tuple[str, ...], code: int) -> None:
+    def fail(self, message: str, kind: str, items: tuple[str, ...]) -> None:
         """An error: one line on stderr, and with --json the object's `error`."""
         message = " ".join(message.split())  # one that quotes a framework may have several lines
         self._error = {"type": kind, "message": message} | ({"items": list(items)} if items else {})
@@ -81,10 +94,18 @@ class State:
                 os.close(saved)
 
     @contextmanager
+    def commit(self) -> Iterator[None]:
+        """Around what puts files in their place: not begun after a signal, and not interrupted by one."""
+        with self.signals.held():
+            self.signals.check()
+            yield
+
+    @contextmanager
     def step(self, what: str) -> Iterator[None]:
         """Progress on stderr, when it is a terminal: what is being done, and then how long it took."""
         if not sys.stderr.isatty():
             yield
+            self.signals.check()
             return
         from rich.console import Console
         from rich.text import Text
@@ -93,6 +114,7 @@ class State:
         start = time.perf_counter()
         with console.status(Text(escaped(what))) if console.is_terminal else nullcontext():
             yield
+            self.signals.check()
         took = f"{time.perf_counter() - start:.1f} s"
         console.print(Text.assemble((f"{took:>7}  ", "dim"), escaped(what)))
 
@@ -102,3 +124,15 @@ def _descriptor(stream: TextIO) -> int | None:
         return stream.fileno()
     except (OSError, AttributeError, ValueError):
         return None
+
+
+def _nowhere(number: int) -> TextIO:
+    """A stream that drops everything. Its descriptor is taken, so that no file gets it and what others print."""
+    taken = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.fstat(number)
+    except OSError:
+        os.dup2(taken, number)
+    if taken > 2:
+        os.close(taken)
+    return open(os.devnull, "w", encoding="utf-8")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from click import UsageError
 
 from ..api import needs
 from ..ir import trees
 from ..ir.errors import InvalidModelError, UnsupportedError, VerificationError
 from ..ir.model import Model
+from .places import check_place, placed, staging
+from .state import State
 
 ONNX, FOLDER, WEIGHTS = "onnx", "folder", "safetensors"
 WRITTEN = ".onnx, a folder (a path without an ending, or with a final /), .safetensors (the weights)"
@@ -37,8 +38,10 @@ class Target:
     opset: int | None = None
 
     @classmethod
-    def of(cls, text: str, opset: int | None, source: Path | None = None) -> Target:
+    def of(cls, text: str, opset: int | None) -> Target:
         """The target that DST means. Raises an error early for what would fail after a long verification."""
+        if not text.strip():
+            raise UsageError("DST is empty; give the path of a file or folder")
         path = Path(text)
         ending = path.suffix.lower()
         if text.endswith(("/", os.sep)) or not ending or (path / "model.json").is_file():
@@ -51,30 +54,22 @@ class Target:
             raise UnsupportedError(f"{text}: files with the ending {ending!r} cannot be written; what can: {WRITTEN}")
         if opset is not None and kind != ONNX:
             raise UnsupportedError(f"--opset is for .onnx files, {text} is none")
-        if not path.parent.is_dir():
-            raise InvalidModelError(f"{path.parent}: there is no such folder to write {path.name} to; make it first")
-        if not os.access(path.parent, os.W_OK):
-            raise InvalidModelError(f"{path.parent}: this folder cannot be written to")
+        check_place(text)
         if kind == FOLDER:
             saved = (path / "model.json").is_file()
             if path.exists() and not saved and (not path.is_dir() or any(path.iterdir())):
                 raise InvalidModelError(f"{text} exists and is not a saved model; choose another folder or remove it")
         elif path.is_dir():
             raise InvalidModelError(f"{text} is a folder, a file is to be written")
-        if source is not None and source.exists() and path.exists() and source.samefile(path):
-            raise InvalidModelError(f"{text} is also the source; choose another destination")
         return cls(path, kind, opset)
 
     @contextmanager
-    def staged(self, model: Model) -> Iterator[Staged]:
+    def staged(self, model: Model, state: State) -> Iterator[Staged]:
         """Writes a model beside the target. On leaving, what was not committed is gone."""
-        folder = Path(tempfile.mkdtemp(prefix=f".{self.path.name}-", dir=self.path.parent))
-        try:
+        with staging(self.path, state.signals) as folder:
             staged = Staged(self, folder / self.path.name)
             staged.write(model)
             yield staged
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 @dataclass(frozen=True)
@@ -113,7 +108,10 @@ class Staged:
 
     def commit(self) -> None:
         """Renames what was written to its place, the file that others refer to last."""
-        final = self.target.path
+        with placed(self.target.path):
+            self._rename(self.target.path)
+
+    def _rename(self, final: Path) -> None:
         if self.target.kind == FOLDER:
             old = self.path.parent / "old"
             if final.exists():
@@ -129,15 +127,6 @@ class Staged:
             if part != self.path:  # external data
                 os.replace(part, final.parent / part.name)
         os.replace(self.path, final)
-
-
-def write_atomically(path: Path, content: bytes | str) -> None:
-    """A file, all of it or nothing."""
-    data = content.encode("utf-8") if isinstance(content, str) else content
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder:
-        part = Path(folder) / path.name
-        part.write_bytes(data)
-        os.replace(part, path)
 
 
 def _checked_opset(path: Path) -> int:

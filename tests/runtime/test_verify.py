@@ -18,16 +18,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+import fixtures.digits
+import fixtures.models
+import interlux as ix
 from interlux.ir import layers, trees
 from interlux.ir.errors import InvalidModelError, UnsupportedError, VerificationError
 from interlux.ir.graph import Graph, Node, ValueInfo
 from interlux.ir.layers import ArrayData, Chain, Constant, Dense, Embedding, Operator, Stored
 from interlux.ir.model import Dimension, Model, Signature, TensorSpec
 from interlux.runtime.jax import JaxRunner
+from interlux.runtime.npz import read_npz
 from interlux.runtime.verify import ModelSource, Report, verify
 from interlux.runtime.verify.bounds import integer_bounds
 from interlux.runtime.verify.compare import LIMIT
-from interlux.runtime.verify.probes import SIZE_SETS, generated
+from interlux.runtime.verify.probes import SIZE_SETS, combinations, normals, specials, wide
+from tests.helpers import Calls
 
 BOTH = ("jax", "onnxruntime")
 
@@ -126,9 +131,11 @@ def conv_model(net: nn.Sequential, **changes: Any) -> Model:
 
 def with_array(model: Model, name: str, change: Callable[[np.ndarray], np.ndarray]) -> Model:
     path = trees.path_of(name)
-    if trees.find(model.params, path) is not None:
-        return replace(model, params=trees.updated(model.params, {path: change(trees.find(model.params, path))}))
-    return replace(model, states=trees.updated(model.states, {path: change(trees.find(model.states, path))}))
+    in_params = trees.find(model.params, path)
+    if in_params is not None:
+        return replace(model, params=trees.updated(model.params, {path: change(in_params)}))
+    in_states: Any = trees.find(model.states, path)
+    return replace(model, states=trees.updated(model.states, {path: change(in_states)}))
 
 
 def one_changed(factor: float) -> Callable[[np.ndarray], np.ndarray]:
@@ -182,7 +189,7 @@ def test_correct_conversions_pass_at_every_scale(make: Any, model_of: Any, scale
     report.raise_if_failed()
     assert [row.backend for row in report.rows] == ["jax", "onnxruntime"]
     assert all(row.worst < 0.75 * LIMIT and row.top1 == 1 and row.kl < 1e-9 for row in report.rows)
-    assert len(report.probes) == 3 * 3 + 4
+    assert len(report.probes) == 3 * 3 + 6 + 2
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
@@ -551,23 +558,28 @@ def test_integer_bounds_through_a_graph() -> None:
 def test_sizes_respect_the_ranges_of_dimensions() -> None:
     def sizes(**dims: Dimension) -> list[tuple[int, ...]]:
         spec = TensorSpec("x", "float32", tuple(dims))
-        probes = generated(plain([spec], [spec], **dims).signature, {}, 1, SIZE_SETS[0])  # type: ignore[arg-type]
-        return list(dict.fromkeys(p.arrays[0].shape for p in probes))
+        signature = plain([spec], [spec], **dims).require_signature()
+        found = list(combinations(signature, SIZE_SETS[0]))
+        attempts = [probes[0].arrays[0].shape for probes in wide(signature, {}, 1, found[-1], 33)]
+        shapes = [next(normals(signature, {}, 1, sizes)).arrays[0].shape for sizes in found]
+        return list(dict.fromkeys((*shapes, attempts[0])))
 
-    assert sizes(n=Dimension()) == [(1,), (2,), (5,)]
-    assert sizes(n=Dimension(4)) == [(4,), (5,), (7,)]
-    assert sizes(n=Dimension(1, None, 8)) == [(8,), (16,), (24,)]
+    assert sizes(n=Dimension()) == [(1,), (2,), (5,), (33,)]
+    assert sizes(n=Dimension(4)) == [(4,), (5,), (7,), (33,)]
+    assert sizes(n=Dimension(1, None, 8)) == [(8,), (16,), (24,), (32,)]
     assert sizes(n=Dimension(1, 2)) == [(1,), (2,)]
     assert sizes(n=Dimension(3, 3)) == [(3,)]
     two = sizes(a=Dimension(), b=Dimension())
-    assert {(1, 1), (2, 2), (5, 7)} <= set(two)
+    assert {(1, 1), (2, 2), (5, 7), (33, 35)} <= set(two)
     assert len(two) == 5
 
 
 def test_probes_are_deterministic() -> None:
     def draw() -> list[bytes]:
         signature = plain([X, TensorSpec("i", "int64", (3,)), TensorSpec("b", "bool", (3,))], [Y]).require_signature()
-        return [a.tobytes() for p in generated(signature, {}, 2, SIZE_SETS[0]) for a in (*p.arrays, *p.jittered(0))]
+        probes = [*normals(signature, {}, 2, {"batch": 3}), *specials(signature, {}, 2, {"batch": 3})]
+        probes += [p for attempt in wide(signature, {}, 2, {"batch": 3}, 33) for p in attempt]
+        return [a.tobytes() for p in probes for a in (*p.arrays, *p.jittered(0))]
 
     assert draw() == draw()
 
@@ -596,6 +608,9 @@ def test_own_inputs(tmp_path: Path) -> None:
     report = verify(source, with_array(model, "3.weight", one_changed(1.01)), ("jax",), inputs={"x": x})
     assert report.probes == ("your inputs",)
     assert not report.passed
+    np.savez(file, x=x.astype(">f4"))
+    assert read_npz(file)["x"].dtype.isnative
+    assert verify(source, model, "jax", inputs=file).passed
     with pytest.raises(InvalidModelError, match="unknown input 'z'"):
         verify(source, model, ("jax",), inputs={"z": x})
     with pytest.raises(InvalidModelError, match="float32, not float64"):
@@ -603,6 +618,14 @@ def test_own_inputs(tmp_path: Path) -> None:
     file.write_bytes(b"not a zip file")
     with pytest.raises(InvalidModelError, match="cannot be read"):
         verify(source, model, ("jax",), inputs=file)
+    np.save(tmp_path / "one.npy", x)
+    with pytest.raises(InvalidModelError, match="one array without a name"):
+        read_npz(tmp_path / "one.npy")
+    np.savez(file, x=np.array([{}]))
+    with pytest.raises(InvalidModelError, match="Python objects"):
+        read_npz(file)
+    with pytest.raises(InvalidModelError, match="no such file"):
+        read_npz(tmp_path / "none.npz")
 
 
 # --- the report
@@ -656,3 +679,191 @@ def test_a_runner_is_judged_under_its_label() -> None:
     report = verify(TorchSource(net), model, (), runners={"b.onnx": JaxRunner(model).run})
     assert report.passed
     assert report.rows[0].backend == "b.onnx"
+
+
+# --- networks from PyTorch, through the importer
+
+
+def from_torch(module: nn.Module, example: torch.Tensor) -> tuple[Any, Model]:
+    model = ix.from_torch(module.eval(), example, "batch")
+    return ix.api.source_of(module, model), model
+
+
+def test_units_that_only_images_activate_are_verified() -> None:
+    """Negated biases, rows and columns of LeNet that change a logit of the test set are rejected."""
+    net = fixtures.models.load("digits_lenet").eval()
+    source, model = from_torch(net, torch.zeros(2, 1, 32, 32))
+    images = fixtures.digits.lenet_input(fixtures.digits.load_test()[0])[:90]
+    rng = np.random.default_rng(0)
+    before = net(torch.from_numpy(images)).detach()
+    runners: dict[str, Any] = {}
+    while len(runners) < 80:
+        name = f"fc{rng.integers(1, 4)}"
+        axis = int(rng.integers(3))
+        mutant = copy.deepcopy(net)
+        with torch.no_grad():
+            layer = getattr(mutant, name)
+            part = layer.bias if axis == 2 else layer.weight if axis == 0 else layer.weight.T
+            k = int(rng.integers(len(part)))
+            part[k] *= -1
+            if (mutant(torch.from_numpy(images)) - before).abs().max() > 0.01 * before.abs().max():
+                runners[f"{name} {axis} {k}"] = TorchSource(mutant).run
+    rows = verify(source, model, (), runners=runners).rows
+    assert sum(not row.passed for row in rows) >= 0.97 * len(rows)
+
+
+def test_a_bfloat16_network() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4)).bfloat16()
+    source, model = from_torch(net, torch.zeros(2, 16, dtype=torch.bfloat16))
+    on_jax, on_onnxruntime = verify(source, model, "jax, onnxruntime").rows
+    assert on_jax.passed
+    assert 1e-4 < on_jax.source_error < 1e-1
+    assert not on_onnxruntime.passed
+    assert on_onnxruntime.reason
+    broken = with_array(model, "2.weight", lambda w: (np.asarray(w, np.float32) * 1.5).astype(w.dtype))
+    assert not verify(source, broken, "jax").passed
+
+
+@pytest.mark.parametrize(
+    ("function", "shape"),
+    [
+        (lambda x: x.mean((2, 3)), (2, 4, 112, 112)),
+        (lambda x: x.cumsum(-1), (2, 5000)),
+        (lambda x: x.mean(-1), (2, 50000)),
+        (lambda x: x.softmax(-1), (2, 10000)),
+        (lambda x: (x - x.mean(-1, keepdim=True)) / x.std(-1, keepdim=True), (2, 16)),
+        (lambda x: nn.functional.layer_norm(x, x.shape[1:]), (2, 3, 64, 64)),
+    ],
+    ids=["mean", "cumsum", "long mean", "softmax", "standardise", "layer norm"],
+)
+def test_long_sums_pass(function: Any, shape: tuple[int, ...]) -> None:
+    source, model = from_torch(Calls(lambda _, x: function(x)), torch.zeros(shape))
+    verify(source, model, seeds=1).raise_if_failed()
+    wrong = lambda arrays: [source.run(arrays)[0] * np.float32(1.001)]  # noqa: E731
+    assert not verify(source, model, (), runners={"wrong": wrong}, seeds=1).passed
+
+
+@pytest.mark.parametrize(("width", "seeds"), [(1, 30), (16, 6)])
+def test_scalar_networks_that_saturate_pass(width: int, seeds: int) -> None:
+    for seed in range(seeds):
+        torch.manual_seed(seed)
+        net = nn.Sequential(nn.Linear(1, 64), nn.Tanh(), nn.Linear(64, width), nn.Tanh(), nn.Linear(width, 1))
+        model = converted(
+            net, Dense(1, 64), layers.tanh, Dense(64, width), layers.tanh, Dense(width, 1), sizes=(1,), outputs=1
+        )
+        verify(TorchSource(net), model, ("jax",)).raise_if_failed()
+
+
+# --- kinds of inputs
+
+
+def test_integers_of_unknown_range() -> None:
+    image = TensorSpec("image", "uint8", ("batch", 6))
+    y = replace(Y, shape=image.shape)
+
+    def right(x: np.ndarray) -> np.ndarray:
+        return x.astype(np.float32) / np.float32(255)
+
+    assert judge(right, right, [image], [y]).passed
+    assert not judge(right, lambda x: right(np.minimum(x, 200)), [image], [y]).passed
+    assert not judge(right, lambda x: right(x.view(np.int8)), [image], [y]).passed
+
+    def picky(x: np.ndarray) -> np.ndarray:
+        return np.arange(150, dtype=np.float32)[x] if x.min() >= 0 else right(x[:0, :0, None][0])
+
+    ids = TensorSpec("ids", "int64", ("batch", 6))
+    report = judge(picky, picky, [ids], [y])
+    assert report.passed
+    assert any("numbers from 0 to 100 were used" in note for note in report.notes)
+    assert not judge(picky, lambda x: picky(np.minimum(x, 90)), [ids], [y]).passed
+    mask = TensorSpec("attention_mask", "int64", ("batch", 6))
+    assert set(np.unique(next(normals(plain([mask], [y]).require_signature(), {}, 1, {"batch": 9})).arrays[0])) == {
+        0,
+        1,
+    }
+
+
+@pytest.mark.parametrize("epsilon", [1e-6, 1e-9, 1e-11])
+def test_a_small_epsilon_is_verified(epsilon: float) -> None:
+    def unit(x: np.ndarray, epsilon: float = 1e-12) -> np.ndarray:
+        return x / np.maximum(np.sqrt((x * x).sum(-1, keepdims=True)), x.dtype.type(epsilon))
+
+    y = replace(Y, shape=X.shape)
+    assert judge(unit, unit, [X], [y]).passed
+    assert not judge(unit, lambda x: unit(x, epsilon), [X], [y]).passed
+
+
+def test_small_scores_beside_large_boxes() -> None:
+    def detect(x: np.ndarray, factor: float = 1) -> np.ndarray:
+        y = product(x)
+        return np.concatenate([300 + 100 * np.tanh(y), x.dtype.type(factor * 1e-4) / (1 + np.exp(-y))], -1)
+
+    y = replace(Y, shape=("batch", 8))
+    assert judge(detect, detect, [X], [y]).passed
+    assert not judge(detect, lambda x: detect(x, 1.01).astype(x.dtype), [X], [y]).passed
+
+
+def test_sizes_above_those_of_most_probes() -> None:
+    assert not judge(product, lambda x: product(x) * np.float32(1 + (len(x) > 8)), [X], [Y]).passed
+
+
+def test_integers_alone_are_compared_on_many_samples() -> None:
+    top = TensorSpec("top", "int64", ("batch",))
+    best = lambda x: product(x).argmax(axis=1)  # noqa: E731
+    report = judge(best, best, [X], [top])
+    assert any(int(note.split(":")[1].split()[0]) > 400 for note in report.notes if "were compared" in note)
+
+    def rarely(x: np.ndarray) -> np.ndarray:
+        return np.where(product(x).max(axis=1) > 9, 0, best(x))
+
+    assert not judge(best, rarely, [X], [top]).passed
+
+
+def test_nan_must_stay_in_its_sample() -> None:
+    def leaking(x: np.ndarray) -> np.ndarray:
+        return product(x) + x[:1, :1] * np.float32(0)
+
+    report = judge(product, leaking, [X], [Y])
+    assert "row 1" in report.rows[0].reason
+
+    def within(x: np.ndarray) -> np.ndarray:
+        return np.nan_to_num(product(x))
+
+    report = judge(product, within, [X], [Y])
+    assert report.passed
+    assert any("NaN or infinity in the inputs" in note for note in report.notes)
+
+
+def test_specials_come_at_a_size_that_the_source_takes() -> None:
+    def picky(x: np.ndarray) -> np.ndarray:
+        if len(x) > 2:
+            raise ValueError("too large")
+        return np.where(x == 0, 0, 1 / x).astype(x.dtype)
+
+    def target(x: np.ndarray) -> np.ndarray:
+        return (1 / np.where(x == 0, 1, x)).astype(x.dtype)
+
+    y = replace(Y, shape=X.shape)
+    report = judge(picky, picky, [X], [y])
+    assert "zeros, batch=2" in report.probes
+    assert not judge(picky, target, [X], [y]).passed
+
+
+def test_what_only_subnormal_inputs_change_is_a_note() -> None:
+    def within(x: np.ndarray) -> np.ndarray:
+        return x / np.where(np.abs(x) > 1e-37, x, 0) if (x != 0).all() and np.abs(x).max() < 1e-37 else x / x
+
+    y = replace(Y, shape=X.shape)
+    report = judge(lambda x: x / x * x.dtype.type(1) + x, lambda x: within(x) + x, [X], [y])
+    assert report.passed
+
+
+def test_an_empty_output_is_not_nan() -> None:
+    report = judge(
+        lambda x: (product(x), x[:, :0]),
+        lambda x: (product(x), x[:, :0]),
+        [X],
+        [Y, replace(Y, name="z", shape=("batch", 0))],
+    )
+    assert report.passed

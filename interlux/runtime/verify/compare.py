@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ...ir import trees
-from .probes import LARGE, NORMAL, SPECIAL, USER, Probe
+from .probes import LARGE, NONFINITE, NORMAL, SPECIAL, SUBNORMAL, USER, Probe
 
 LIMIT = 4.0
 # Below this many values a pooled error may still be small by luck.
@@ -30,10 +30,14 @@ ENOUGH_SIZEABLE = 8
 # Special inputs are all but one point: all their rows round alike, one draw, which may be far out. What they are there
 # to find (an epsilon that matters for small inputs, a division by zero) is larger by orders of magnitude.
 SPECIAL_ROOM = 4.0
+# So may large inputs, where they saturate: few values, with one error each.
+ROOMY = SPECIAL | {LARGE}
 # Inputs of integers alone cannot be moved by a unit, so that the source's error is known from one draw only.
 SINGLE_DRAW_ROOM = 1.5
-# A channel smaller than this many unit roundoffs of the whole may be the residue of a cancellation.
+# A channel smaller than this many unit roundoffs of the whole may be the residue of a cancellation, unless the source's
+# own error says that it is not.
 RESIDUE = 16
+RESIDUE_ERROR = 1 / 64
 # A source whose own error is larger than this says too little to judge a conversion.
 HOPELESS = 0.25
 MAX_CHANNELS = 65536
@@ -48,11 +52,13 @@ class Expected:
         reference: outputs in float64.
         own: outputs in the source's own dtypes.
         draws: for each draw of the source's rounding error, the errors of all outputs (None: not known for an output).
+        moved: all outputs on inputs moved by one unit in the last place: an integer may be any of them.
     """
 
     reference: list[np.ndarray]
     own: list[np.ndarray]
     draws: list[list[np.ndarray | None]]
+    moved: list[list[np.ndarray]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -114,16 +120,19 @@ class _Measured:
 class Comparison:
     """Collects one output of one backend over the probes, then judges it.
 
-    Arguments:
-        depth: of the graph.
+    Attributes:
+        exact_values: how many integers and booleans were compared.
+        notes: differences that are not held against a conversion.
     """
 
-    depth: int
+    exact_values: int = 0
+    notes: list[str] = field(default_factory=list)
     _unit: float = 0.0
     _tiny: float = 0.0
     _measured: list[_Measured] = field(default_factory=list)
     _channels: dict[tuple[str, int, int], _Channels] = field(default_factory=dict)
     _failure: Finding | None = None
+    _spread: Finding | None = None  # not the first reason that a reader should see
     _probes: int = 0
     _agreeing: int = 0
     _ranked: int = 0
@@ -141,20 +150,28 @@ class Comparison:
         self._probes += 1
         if self._failure is not None:
             return
+        if probe.kind == NONFINITE:
+            self._add_nonfinite(probe, alternatives, target)
+            return
         reasons = []
         candidates = []
         for expected, k in alternatives:
             reference, own = expected.reference[k], expected.own[k]
-            reason = exact_difference(reference, own, target, probe.kind == LARGE)
+            moved = [outputs[k] for outputs in expected.moved]
+            reason = exact_difference(reference, own, target, probe.kind == LARGE, moved)
             if reason:
                 reasons.append(reason)
             elif not trees.is_float(own.dtype) and own.dtype.kind != "c":
                 self._exact, self._empty = True, False
+                self.exact_values += own.size
                 return
             else:
                 draws = [error for errors in expected.draws if (error := errors[k]) is not None]
                 candidates.append((reference, own, draws))
         if not candidates:
+            if probe.kind == SUBNORMAL and _same_form(alternatives, target):
+                self.notes.append(f"{reasons[0]} (inputs: {probe.name}): not judged, hardware may take them for 0")
+                return
             self._failure = Finding(probe=probe.name, reason=reasons[0])
             return
         self._set_unit(candidates[0][1].dtype)
@@ -167,15 +184,45 @@ class Comparison:
             if probe.kind != LARGE:
                 self._add_ranking(own, target)
 
-    def judge(self) -> Finding:
-        """The finding; its `reason` is empty if the output passed."""
+    def _add_nonfinite(self, probe: Probe, alternatives: Sequence[tuple[Expected, int]], target: np.ndarray) -> None:
+        """NaN and infinity in the first sample may come out otherwise, but must not reach the other samples."""
+        expected, k = alternatives[0]
+        own = expected.own[k]
+        if not _same_form(alternatives, target) or not own.ndim or all(len(a) < 2 for a in probe.arrays if a.ndim):
+            return
+        differ = _kind_of(target) != _kind_of(own)
+        per_row = differ.reshape(len(own), -1).any(axis=1) if own.size else np.zeros(len(own), bool)
+        if not per_row.any():
+            return
+        per_sample = all(len(own) == len(a) for a in probe.arrays if a.ndim)
+        clean: Any = (_kind_of(own) == 0).reshape(len(own), -1).all(axis=1)
+        spread: np.ndarray = per_row & clean & (np.arange(len(own)) > 0)
+        if per_sample and clean[1:].all() and spread.any():
+            row = int(np.argmax(spread))
+            reason = f"NaN or infinity in row {row}, where the input has none and the source gives none"
+            self._spread = Finding(probe=probe.name, reason=reason)
+        else:
+            self.notes.append("NaN or infinity in the inputs comes out at other places than in the source: not judged")
+
+    def judge(self, depth: float) -> Finding:
+        """The finding; its `reason` is empty if the output passed.
+
+        Arguments:
+            depth: how many roundings follow one another on the way to this output.
+        """
+        finding = self._judge(depth)
+        return self._spread if self._spread is not None and not finding.reason else finding
+
+    def _judge(self, depth: float) -> Finding:
         if self._failure is not None:
             return self._failure
         if self._exact or not self._measured:
             return Finding()
+        if all(m.whole.values[0] == 0 for m in self._measured):
+            return Finding()
         if self._empty:
             return Finding(reason="no finite value could be compared: the source gives NaN or infinity everywhere")
-        floor = self._unit * math.sqrt(max(self.depth, 1))
+        floor = self._unit * math.sqrt(max(depth, 1))
         usual = self._usual(floor)
         base = usual.get(NORMAL) or usual.get(USER) or next(iter(usual.values()))
         worst = Finding(ratio=-1.0)
@@ -184,10 +231,13 @@ class Comparison:
             size_of_kind, relative = usual[m.probe.kind]
             if m.probe.kind in SPECIAL:
                 size_of_kind, relative = max(size_of_kind, base[0]), SPECIAL_ROOM * max(relative, base[1])
+            elif m.probe.kind == LARGE:
+                relative = SPECIAL_ROOM * max(relative, base[1])
             else:
                 relative = max(relative, base[1])
             size, own, _, target = (float(v[0]) for v in m.whole.root())
-            allowed = max(own, relative * max(size, size_of_kind), self._tiny)
+            usual_here = _few(m.whole.values)[0] * relative * max(size, size_of_kind)
+            allowed = max(own, usual_here, self._tiny)
             if target / allowed > worst.ratio:
                 scale = max(size, self._tiny)
                 worst = Finding(
@@ -199,7 +249,8 @@ class Comparison:
                 if ratios[i] > worst_slice:
                     worst_slice, slice_name, slice_probe = float(ratios[i]), f"row {i}", m.probe.name
         for (kind, axis, _), channels in self._channels.items():
-            found = self._channel_ratios(channels, usual[kind], floor)
+            room = SPECIAL_ROOM if kind in ROOMY else 1.0
+            found = self._channel_ratios(channels, usual[kind], floor, room)
             i = int(np.argmax(found))
             if found[i] > worst_slice:
                 worst_slice, slice_name = float(found[i]), f"index {i} of axis {axis}"
@@ -314,16 +365,16 @@ class Comparison:
         """
         assert m.rows is not None
         size, own, _, target = m.rows.root()
-        largest, room = _largest_of(len(size)), self._room
+        largest, room = _largest_of(len(size)) * _few(m.rows.values), self._room
         sizes, pooled, tops, counts = self._rows_of(m.probe.kind)
         usual = np.maximum(largest * relative * np.maximum(size, size_of_kind), room * tops.max() / 2)
-        if m.probe.kind not in SPECIAL:
+        if m.probe.kind not in ROOMY:
             decades, own_decades = _decade(sizes), _decade(size)
             for decade in np.unique(own_decades[size > self._tiny]):
                 same, here = decades == decade, own_decades == decade
                 if counts[same].sum() >= ENOUGH_VALUES and same.sum() >= ENOUGH_SIZEABLE:
-                    error = largest * math.sqrt(np.average(pooled[same], weights=counts[same]))
-                    usual[here] = np.maximum(floor * size[here], room * max(error, tops[same].max() / 2))
+                    error = largest[here] * math.sqrt(np.average(pooled[same], weights=counts[same]))
+                    usual[here] = np.maximum(floor * size[here], room * np.maximum(error, tops[same].max() / 2))
         return target / np.maximum(np.maximum(own, usual), self._tiny)
 
     def _rows_of(self, kind: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -336,24 +387,41 @@ class Comparison:
             np.concatenate([r.values for r in rows]),
         )
 
-    def _channel_ratios(self, c: _Channels, usual: tuple[float, float], floor: float) -> np.ndarray:
+    def _channel_ratios(self, c: _Channels, usual: tuple[float, float], floor: float, room: float) -> np.ndarray:
         """Error ratios of the indices of one axis over all probes of a kind: sees a wrong channel among larger ones."""
         size, own, target = (np.sqrt(v / max(c.values, 1)) for v in (c.square, c.own / c.draws, c.target))
         sizeable = np.divide(c.square**2, c.fourth, out=np.zeros_like(size), where=c.fourth > 0)
         whole = usual[0] * usual[1]
-        trusted = (sizeable >= ENOUGH_SIZEABLE) & (c.values >= ENOUGH_VALUES) & (size > RESIDUE * self._unit * usual[0])
-        allowed = np.where(trusted, floor * size, np.maximum(whole, floor * size))
+        sound = (size > RESIDUE * self._unit * usual[0]) | ((c.draws > 1) & (own < RESIDUE_ERROR * size))
+        trusted = (sizeable >= ENOUGH_SIZEABLE) & (c.values >= ENOUGH_VALUES) & sound & (room == 1)
+        allowed = np.where(trusted, floor * size, room * np.maximum(whole, floor * size))
         allowed = np.maximum(allowed, self._room * own) * _largest_of(len(size))
         return target / np.maximum(allowed, self._tiny)
 
 
-def exact_difference(reference: np.ndarray, own: np.ndarray, target: np.ndarray, large: bool = False) -> str:
+def _same_form(alternatives: Sequence[tuple[Expected, int]], target: np.ndarray) -> bool:
+    """Whether a target has the source's dtype and shape, and they are those of floating-point numbers."""
+    own = [expected.own[k] for expected, k in alternatives]
+    return all(
+        y.dtype == target.dtype and y.shape == target.shape and (trees.is_float(y.dtype) or y.dtype.kind == "c")
+        for y in own
+    )
+
+
+def exact_difference(
+    reference: np.ndarray,
+    own: np.ndarray,
+    target: np.ndarray,
+    large: bool = False,
+    moved: Sequence[np.ndarray] = (),
+) -> str:
     """What differs that must be equal, in words; empty if nothing does.
 
     Arguments:
         reference, own, target: one output of the source in float64, of the source, of the target.
         large: whether the inputs are so large that a float may overflow on the way: then the target may be finite where
             the source has overflowed and float64 has not.
+        moved: the same output of the source on inputs moved by one unit in the last place.
     """
     if target.dtype != own.dtype:
         return f"dtype {target.dtype.name}, the source has {own.dtype.name}"
@@ -361,6 +429,8 @@ def exact_difference(reference: np.ndarray, own: np.ndarray, target: np.ndarray,
         return f"shape {target.shape}, the source has {own.shape}"
     if not trees.is_float(own.dtype) and own.dtype.kind != "c":
         wrong = (target != own) & (target != reference)
+        for other in moved:
+            wrong &= target != other if other.shape == target.shape else True
         if (n := int(np.count_nonzero(wrong))) == 0:
             return ""
         at = tuple(int(i) for i in np.argwhere(wrong)[0])
@@ -400,6 +470,11 @@ def _comparable(
 def _largest_of(n: int) -> float:
     """How much larger the largest of n errors may be; 1 for the few that `LIMIT` itself has room for."""
     return max(1.0, math.sqrt(2 * math.log(max(n, 1))) / 2)
+
+
+def _few(values: np.ndarray) -> np.ndarray:
+    """How much larger the RMS of a few errors may be than the usual one: that of 1 by 1.7, of 16 by 1.06."""
+    return np.asarray(np.sqrt(1 + 2 / np.maximum(values, 1)))
 
 
 def _decade(x: np.ndarray) -> np.ndarray:

@@ -20,6 +20,7 @@ from .compare import LIMIT
 
 _PACKAGES = ("interlux", "numpy", "torch", "keras", "onnx", "onnxruntime", "jax", "jaxlib")
 _BAR_LIMITS = (1e-1, 1e5)  # ratios at the two ends of the bars
+_TICKS = (("0.1", 0.1), ("1", 1.0), ("10", 10.0), ("10²", 1e2), ("10⁴", 1e4))
 
 CRITERION = (
     "Every output is compared with the source computed in float64. Its relative error (RMS) is divided by the error "
@@ -150,7 +151,7 @@ class Report:
             criterion=CRITERION,
             limit=LIMIT,
             limit_at=_bar(LIMIT),
-            ticks=[(f"{10.0**k:g}", _bar(10.0**k)) for k in range(-1, 6)],
+            ticks=[(label, _bar(value)) for label, value in _TICKS],
             extra_sections=extra_sections,
         )
         if path is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,18 +12,18 @@ import numpy as np
 from ...ir import trees
 from ...ir.dtypes import dtype_named
 from ...ir.errors import InterluxError, InvalidModelError, ResourceLimitError, UnsupportedError
-from ...ir.graph import graph_of
-from ...ir.layer import Layer
 from ...ir.model import Model, TensorSpec
 from ..runner import first_line
 from . import probes as _probes
 from .bounds import integer_bounds
 from .compare import Comparison, Expected
-from .probes import LARGE, NORMAL, SMALL, SUBNORMAL, USER, Probe
+from .depth import path_lengths
+from .probes import BOUNDARY, CORRELATED, LARGE, NONFINITE, NORMAL, SMALL, SUBNORMAL, USER, Probe
 from .report import Report, Row, describe_model, environment
 from .source import Source
 
 Run = Callable[[list[np.ndarray]], Sequence[Any]]
+Makers = Mapping[str, Callable[[], Run]]
 JITTERS = 2  # draws of the source's error besides its own run
 # How much smaller float64's rounding error is than float32's
 _DOUBLE_PER_SINGLE = 2.0**-29
@@ -34,7 +34,7 @@ UNVERIFIABLE = "unverifiable: no output depends on the inputs, so that nothing c
 def verify(
     source: Source,
     model: Model,
-    backends: Sequence[str] = ("jax", "onnxruntime"),
+    backends: Sequence[str] | str = ("jax", "onnxruntime"),
     *,
     runners: Mapping[str, Run] | None = None,
     inputs: Mapping[str, Any] | str | os.PathLike[str] | None = None,
@@ -45,7 +45,7 @@ def verify(
     Arguments:
         source: what was converted.
         model: the result; its signature says how both are called.
-        backends: of jax and onnxruntime.
+        backends: of jax and onnxruntime; one string names them with commas between.
         runners: more targets by label: functions of the input arrays, in the order of the signature, that return the
             outputs in order.
         inputs: arrays by input name, or the path of an .npz file with them, instead of the generated inputs.
@@ -58,6 +58,8 @@ def verify(
     itself runs on none of the inputs.
     """
     signature = model.require_signature()
+    if isinstance(backends, str):
+        backends = [name for part in backends.split(",") if (name := part.strip())]
     makers = {name: _maker(name, model) for name in backends}
     if runners:
         makers |= {label: lambda run=run: run for label, run in runners.items()}  # type: ignore[misc]
@@ -69,18 +71,7 @@ def verify(
         judged.run([_probes.own(signature, inputs)], makers)
         judged.vary()
     else:
-        bounds = integer_bounds(model)
-        for wanted in _probes.SIZE_SETS:
-            judged.run(_probes.generated(signature, bounds, seeds, wanted), makers)
-            if any(p.kind == NORMAL for p in judged.done) or not _is_dynamic(signature.inputs):
-                break
-        unbounded = [
-            s.name
-            for s in signature.inputs
-            if s.bounds is None and s.name not in bounds and dtype_named(s.dtype).kind in "iu"
-        ]
-        if unbounded:
-            notes.append(f"the range of integer input {', '.join(unbounded)} is not known: 0 and 1 were used")
+        judged.generate(makers, seeds, notes)
     if not judged.done:
         raise InvalidModelError(f"the source cannot be run, so that nothing can be verified: {judged.skipped[0][1]}")
     for name, reason in judged.skipped[:MAX_SKIPPED]:
@@ -111,20 +102,81 @@ class _Judged:
     seen: dict[tuple[Any, ...], list[np.ndarray]] = field(default_factory=dict)  # references by input shapes
     depends: set[int] = field(default_factory=set)  # outputs that differed between inputs of the same shapes
 
-    def run(self, probes: Any, makers: Mapping[str, Callable[[], Run]]) -> None:
+    def generate(self, makers: Makers, seeds: int, notes: list[str]) -> None:
+        """Runs all generated probes, at sizes and with integers that the source takes."""
+        signature = self.model.require_signature()
+        bounds = integer_bounds(self.model)
+        unknown = _probes.unbounded(signature, bounds)
+        sizes = None
+        for wanted in _probes.SIZE_SETS:
+            combinations = list(_probes.combinations(signature, wanted))
+            tried = dict(bounds)
+            if unknown:
+                limits = self._limits(combinations, bounds, unknown)
+                tried |= dict.fromkeys(unknown, limits)
+            for combination in combinations:
+                if self.run(_probes.normals(signature, tried, seeds, combination), makers):
+                    sizes = combination
+            if sizes is not None or not _is_dynamic(signature.inputs):
+                break
+        if sizes is None:
+            return
+        self.run(_probes.specials(signature, tried, seeds, sizes), makers)
+        exact = all(dtype_named(spec.dtype).kind in "iub" for spec in signature.outputs)
+        rows = _probes.WIDE_INTEGERS if exact else _probes.WIDE
+        for probes in _probes.wide(signature, tried, seeds + 1, sizes, rows):
+            if self.run(probes, makers):
+                break
+        if unknown:
+            low, high = limits
+            notes.append(
+                f"the range of integer input {', '.join(unknown)} is not known: numbers from {low} to {high} were used"
+            )
+
+    def _limits(
+        self, combinations: list[dict[str, int]], bounds: Mapping[str, tuple[int, int]], unknown: list[str]
+    ) -> tuple[int, int]:
+        """The widest range of integers that the source takes."""
+        signature = self.model.require_signature()
+        for limits in _probes.INTEGER_RANGES[:-1]:
+            ranges = {
+                spec.name: (0, limits[1]) if dtype_named(spec.dtype).kind == "u" else limits
+                for spec in signature.inputs
+                if spec.name in unknown
+            }
+            for sizes in reversed(combinations):
+                tests = [
+                    *_probes.normals(signature, {**bounds, **ranges}, 1, sizes),
+                    *(p for p in _probes.specials(signature, {**bounds, **ranges}, 0, sizes) if p.kind == BOUNDARY),
+                ]
+                try:
+                    outputs = [y for p in tests for y in _guarded("the source", self.source.run, p.arrays)]
+                except InterluxError:
+                    continue
+                # some frameworks give NaN for rows that a table doesn't have
+                if all(np.isfinite(y).all() for y in map(np.asarray, outputs) if trees.is_float(y.dtype)):
+                    return limits
+        return _probes.INTEGER_RANGES[-1]
+
+    def run(self, probes: Iterable[Probe], makers: Makers) -> int:
+        """Runs source and targets. Returns how many of the probes the source takes."""
+        before = len(self.done)
         for probe in probes:
             try:
                 expected = self._expected(probe)
             except InterluxError as error:
-                self.skipped.append((probe.name, first_line(error)))
+                if probe.kind != NONFINITE:
+                    self.skipped.append((probe.name, first_line(error)))
                 continue
             self.done.append(probe)
-            self._see(probe.arrays, expected.reference)
+            if probe.kind != NONFINITE:
+                self._see(probe.arrays, expected.reference)
             alternatives = [expected]
             if probe.kind == SUBNORMAL:
                 alternatives.append(self._expected(Probe(probe.name, probe.kind, probe.flushed())))
             for label, make in makers.items():
                 self._compare(label, make, probe, alternatives)
+        return len(self.done) - before
 
     def vary(self) -> None:
         """Runs the source on other inputs than the user's, to see which outputs depend on them."""
@@ -142,13 +194,20 @@ class _Judged:
         unverifiable = len(constant) == len(names)
         if constant and not unverifiable:
             notes += (f"output {', '.join(constant)} is the same for all inputs: its computation is not verified",)
+        depths = path_lengths(self.model, [[a.shape for a in probe.arrays] for probe in self.done])
         rows = []
         for label, target in self.targets.items():
             if target.failure is not None:
                 rows.append(Row(label, "", False, probe=target.failure[0], reason=target.failure[1]))
                 continue
-            for spec, comparison in zip(signature.outputs, target.outputs, strict=True):
-                finding = comparison.judge()
+            for spec, comparison, depth in zip(signature.outputs, target.outputs, depths, strict=True):
+                finding = comparison.judge(depth)
+                notes += tuple(f"{label}, output {spec.name}: {note}" for note in comparison.notes)
+                if comparison.exact_values and all(dtype_named(o.dtype).kind in "iub" for o in signature.outputs):
+                    notes += (
+                        f"{label}, output {spec.name}: {comparison.exact_values} integers or truth values were "
+                        "compared; what changes none of them is not seen",
+                    )
                 reason = finding.reason or (UNVERIFIABLE if unverifiable else "")
                 rows.append(
                     Row(
@@ -197,11 +256,13 @@ class _Judged:
                     for x, s, r in zip(rough, own, reference, strict=True)
                 ]
             )
-        if probe.kind in (NORMAL, SMALL, LARGE, USER) and any(trees.is_float(a.dtype) for a in arrays):
+        outputs = []
+        if probe.kind in (NORMAL, CORRELATED, SMALL, LARGE, USER) and any(trees.is_float(a.dtype) for a in arrays):
             for seed in range(JITTERS):
                 moved = self._checked(_guarded("the source", self.source.run, probe.jittered(seed)))
                 draws.append([_error(m, r) for m, r in zip(moved, reference, strict=True)])
-        return Expected(reference, own, draws)
+                outputs.append(moved)
+        return Expected(reference, own, draws, outputs)
 
     def _checked(self, outputs: Sequence[Any]) -> list[np.ndarray]:
         """The source's outputs as arrays. Raises InvalidModelError if their number is not the signature's."""
@@ -224,7 +285,7 @@ class _Judged:
         target = self.targets.get(label)
         try:
             if target is None:
-                comparisons = [Comparison(_depth(self.model.layer)) for _ in signature.outputs]
+                comparisons = [Comparison() for _ in signature.outputs]
                 target = self.targets[label] = _Target(None, comparisons)
                 target.run = make()
                 self._check_names(target.run)
@@ -300,14 +361,6 @@ def _error(result: np.ndarray, reference: np.ndarray) -> np.ndarray | None:
     wide = np.complex128 if result.dtype.kind == "c" else np.float64
     with np.errstate(invalid="ignore", over="ignore"):
         return np.asarray(result.astype(wide) - reference.astype(wide))
-
-
-def _depth(layer: Layer) -> int:
-    """Layers on the longest path; for layers built by hand, all of them."""
-    graph = graph_of(layer)
-    if graph is not None:
-        return graph.depth()
-    return sum(_depth(child) for _, child in layer.children()) or 1
 
 
 def _is_dynamic(specs: Sequence[TensorSpec]) -> bool:
