@@ -110,8 +110,11 @@ class Report:
         where = f" (inputs: {row.probe})" if row.probe else ""
         failed = sum(not r.passed for r in self.rows)
         more = f"; {failed} of {len(self.rows)} comparisons failed" if len(self.rows) > 1 else ""
-        advice = "don't use this conversion; the report has all outputs"
-        raise VerificationError(escaped(f"verification failed: {what}: {row.reason}{where}{more}; {advice}"))
+        advice = "; don't use this conversion" if row.ratio > LIMIT or row.slice_ratio > LIMIT else ""
+        raise VerificationError(escaped(f"verification failed: {what}: {row.reason}{where}{more}{advice}"))
+
+    def inputs_tried(self) -> str:
+        return f"{len(self.probes)} input" + ("" if len(self.probes) == 1 else "s")
 
     def to_dict(self) -> dict[str, Any]:
         """All of the report in JSON's types; numbers that are not finite are None."""
@@ -176,14 +179,15 @@ class Report:
         ]
         widths = [max(len(escaped(line[i])) for line in table) for i in range(len(head))]
         lines = ["  ".join(f"{escaped(c):<{w}}" for c, w in zip(line, widths, strict=True)).rstrip() for line in table]
-        lines += [
-            escaped(f"{row.backend} {row.output}: {row.reason}" + (f" (inputs: {row.probe})" if row.probe else ""))
-            for row in self.rows
-            if not row.passed
-        ]
+        reasons: dict[str, list[str]] = {}  # said once, for all the comparisons that failed for it
+        for row in self.rows:
+            if not row.passed:
+                text = row.reason + (f" (inputs: {row.probe})" if row.probe else "")
+                reasons.setdefault(text, []).append(f"{row.backend} {row.output}".strip())
+        lines += [escaped(f"{', '.join(where)}: {text}") for text, where in reasons.items()]
         lines += [f"note: {escaped(note)}" for note in self.notes]
         verdict = "passed" if self.passed else "FAILED"
-        lines.append(escaped(f"{verdict}: {len(self.probes)} inputs, compared with {self.source} in float64"))
+        lines.append(escaped(f"{verdict}: {self.inputs_tried()}, compared with {self.source} in float64"))
         return "\n".join(lines)
 
 
