@@ -197,8 +197,5 @@ class TorchBuilder(GraphBuilder):
             raise UnsupportedError(f"a number computed from sizes ({x}){self.where()}")
         return self.const(np.array(x, dtype))
 
-    def rank(self, x: Value) -> int:
-        return self.rank_of(x)
-
     def axis(self, axis: int, rank: int) -> int:
         return axis + rank if axis < 0 else axis

@@ -14,12 +14,12 @@ from .registry import aten
 
 @aten("gather")
 def gather(op: TorchBuilder, x: Value, axis: int, index: Value, *, sparse_grad: bool = False) -> Value:
-    return op.GatherElements(x, index, axis=op.axis(axis, op.rank(x)))
+    return op.GatherElements(x, index, axis=op.axis(axis, op.rank_of(x)))
 
 
 @aten("index_select")
 def index_select(op: TorchBuilder, x: Value, axis: int, index: Value) -> Value:
-    return op.Gather(x, index, axis=op.axis(axis, op.rank(x)))
+    return op.Gather(x, index, axis=op.axis(axis, op.rank_of(x)))
 
 
 @aten("index.Tensor")
@@ -51,4 +51,4 @@ def scatter(op: TorchBuilder, x: Value, axis: int, index: Value, source: object)
         source = op.Expand(op.value(source, x.dtype), op.Shape(index))
     elif source.shape != index.shape:
         raise UnsupportedError(f"scatter whose index is smaller than its source{op.where()}")
-    return op.ScatterElements(x, index, source, axis=op.axis(axis, op.rank(x)))
+    return op.ScatterElements(x, index, source, axis=op.axis(axis, op.rank_of(x)))

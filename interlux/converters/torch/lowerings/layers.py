@@ -219,7 +219,7 @@ def lstm(
     if len(weights) != num_layers * directions * (4 if has_biases else 2):
         raise UnsupportedError(f"LSTM with projections{op.where()}")
     features, hidden = (x.shape or (None,))[-1], (initial[0].shape or (None,))[-1]
-    if not isinstance(features, int) or not isinstance(hidden, int) or op.rank(x) != 3:
+    if not isinstance(features, int) or not isinstance(hidden, int) or op.rank_of(x) != 3:
         raise UnsupportedError(f"LSTM needs a batch of sequences with a known number of features{op.where()}")
     layer = ir.LSTM(
         features, hidden, num_layers, bidirectional, batch_first, has_biases, probability, op.mode(training)
@@ -231,7 +231,7 @@ def lstm(
 
 def _with_batch(op: TorchBuilder, x: Value, spatial: int, layer: Callable[[Value], Value]) -> Value:
     """A layer over [batch, channels, *spatial] applied to x, which may lack the batch."""
-    if op.rank(x) == spatial + 2:
+    if op.rank_of(x) == spatial + 2:
         return layer(x)
     lifted = op.named(op.Unsqueeze(x, op.ints(0)), "", (1, *(x.shape or ())))
     return op.Squeeze(layer(lifted), op.ints(0))

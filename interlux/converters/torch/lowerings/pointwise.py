@@ -254,7 +254,7 @@ def leaky_relu(op: TorchBuilder, x: Value, slope: float = 0.01) -> Value:
 
 @aten("prelu")
 def prelu(op: TorchBuilder, x: Value, slope: Value) -> Value:
-    rank = op.rank(x)
+    rank = op.rank_of(x)
     if rank > 2 and slope.shape != (1,):  # one slope for each channel, axis 1
         slope = op.Reshape(slope, op.ints(-1, *(1,) * (rank - 2)))
     return op.PRelu(x, slope)

@@ -20,12 +20,12 @@ def _axes(op: TorchBuilder, x: Value, axes: Axes) -> Value | None:
     """Axes as ONNX takes them; None reduces all."""
     if axes is None or (not isinstance(axes, int) and len(axes) == 0):
         return None
-    return op.ints(*(op.axis(a, op.rank(x)) for a in ([axes] if isinstance(axes, int) else axes)))
+    return op.ints(*(op.axis(a, op.rank_of(x)) for a in ([axes] if isinstance(axes, int) else axes)))
 
 
 def _reduction(primitive: str) -> Callable[..., Value]:
     def lowering(op: TorchBuilder, x: Value, axes: Axes = None, keepdim: bool = False, *, dtype: Any = None) -> Value:
-        if op.rank(x) == 0:
+        if op.rank_of(x) == 0:
             return op.cast(x, op.result_dtype)
         x = op.cast(x, op.result_dtype)
         return op.primitive(primitive, (x, _axes(op, x, axes)), {"keepdims": int(keepdim)})
@@ -49,7 +49,7 @@ for _names, _primitive in (
 @aten("max.dim", "min.dim")
 def extreme(op: TorchBuilder, x: Value, axis: int, keepdim: bool = False) -> tuple[Value, Value]:
     which = "Max" if op.operator.startswith("max") else "Min"
-    axis = op.axis(axis, op.rank(x))
+    axis = op.axis(axis, op.rank_of(x))
     position = op.primitive(f"Arg{which}", (x,), {"axis": axis, "keepdims": 1})
     value = op.GatherElements(x, position, axis=axis)  # the gradient goes to one of equal values, as in torch
     if keepdim:
@@ -71,7 +71,7 @@ def quantifier(op: TorchBuilder, x: Value, axes: Axes = None, keepdim: bool = Fa
 def arg_extreme(op: TorchBuilder, x: Value, axis: int | None = None, keepdim: bool = False) -> Value:
     primitive = "ArgMax" if "argmax" in op.operator else "ArgMin"
     if axis is not None:
-        return op.primitive(primitive, (x,), {"axis": op.axis(axis, op.rank(x)), "keepdims": int(keepdim)})
+        return op.primitive(primitive, (x,), {"axis": op.axis(axis, op.rank_of(x)), "keepdims": int(keepdim)})
     flat = op.primitive(primitive, (op.Reshape(x, op.ints(-1)),), {"axis": 0, "keepdims": 0})
     return op.reshape(flat, list(op.result.shape)) if keepdim else flat
 
@@ -100,13 +100,13 @@ def variance(
 
 @aten("cumsum")
 def cumsum(op: TorchBuilder, x: Value, axis: int, *, dtype: Any = None) -> Value:
-    return op.CumSum(op.cast(x, op.result_dtype), op.value(op.axis(axis, op.rank(x))))
+    return op.CumSum(op.cast(x, op.result_dtype), op.value(op.axis(axis, op.rank_of(x))))
 
 
 @aten("softmax.int", "log_softmax.int", "_softmax", "_log_softmax")
 def softmax(op: TorchBuilder, x: Value, axis: int, dtype: Any = None) -> Value:
     primitive = "LogSoftmax" if "log_softmax" in op.operator else "Softmax"
-    return op.primitive(primitive, (op.cast(x, op.result_dtype),), {"axis": op.axis(axis, op.rank(x))})
+    return op.primitive(primitive, (op.cast(x, op.result_dtype),), {"axis": op.axis(axis, op.rank_of(x))})
 
 
 @aten("linalg_vector_norm", "norm.ScalarOpt_dim")
@@ -121,7 +121,7 @@ def vector_norm(
 
 @aten("_weight_norm")
 def weight_norm(op: TorchBuilder, v: Value, g: Value, axis: int = 0) -> Value:
-    axes = op.ints(*(a for a in range(op.rank(v)) if a != op.axis(axis, op.rank(v))))
+    axes = op.ints(*(a for a in range(op.rank_of(v)) if a != op.axis(axis, op.rank_of(v))))
     length = op.ReduceL2(v, axes, keepdims=1) if axis != -1 else op.ReduceL2(v, None, keepdims=1)
     return op.Mul(v, op.Div(g, length))
 
@@ -150,7 +150,7 @@ def einsum(op: TorchBuilder, equation: str, operands: Sequence[Value], **_: Any)
 
 @aten("diff")
 def diff(op: TorchBuilder, x: Value, n: int = 1, axis: int = -1, prepend: Value | None = None) -> Value:
-    axis = op.axis(axis, op.rank(x))
+    axis = op.axis(axis, op.rank_of(x))
     if prepend is not None:
         x = op.Concat(prepend, x, axis=axis)
     for _ in range(n):

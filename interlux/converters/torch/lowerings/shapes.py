@@ -20,12 +20,12 @@ def view(op: TorchBuilder, x: Value, *rest: Any) -> Value:
 
 @aten("unsqueeze")
 def unsqueeze(op: TorchBuilder, x: Value, axis: int) -> Value:
-    return op.Unsqueeze(x, op.ints(op.axis(axis, op.rank(x) + 1)))
+    return op.Unsqueeze(x, op.ints(op.axis(axis, op.rank_of(x) + 1)))
 
 
 @aten("squeeze", "squeeze.dim", "squeeze.dims")
 def squeeze(op: TorchBuilder, x: Value, axes: int | Sequence[int] | None = None) -> Value:
-    rank = op.rank(x)
+    rank = op.rank_of(x)
     wanted = range(rank) if axes is None else [axes] if isinstance(axes, int) else axes
     removed = [a for a in (op.axis(a, rank) for a in wanted) if x.shape is not None and x.shape[a] == 1]
     return op.Squeeze(x, op.ints(*removed)) if removed else op.Identity(x)
@@ -38,22 +38,22 @@ def permute(op: TorchBuilder, x: Value, order: Sequence[int]) -> Value:
 
 @aten("transpose.int", "swapaxes")
 def transpose(op: TorchBuilder, x: Value, a: int, b: int) -> Value:
-    order = list(range(op.rank(x)))
+    order = list(range(op.rank_of(x)))
     order[a], order[b] = order[b], order[a]
     return op.Transpose(x, perm=tuple(order))
 
 
 @aten("t", "numpy_T", "mT")
 def matrix_transpose(op: TorchBuilder, x: Value) -> Value:
-    return transpose(op, x, -2, -1) if op.rank(x) >= 2 else op.Identity(x)
+    return transpose(op, x, -2, -1) if op.rank_of(x) >= 2 else op.Identity(x)
 
 
 @aten("expand", "expand_as", "broadcast_to")
 def expand(op: TorchBuilder, x: Value, *rest: Any, **options: Any) -> Value:
     wanted = list(op.result.shape)
-    have = (1,) * (len(wanted) - op.rank(x)) + (x.shape or ())
+    have = (1,) * (len(wanted) - op.rank_of(x)) + (x.shape or ())
     sizes: list[Size] = [1 if h == op.shape([w])[0] else w for h, w in zip(have, wanted, strict=True)]
-    if len(wanted) == op.rank(x) and all(isinstance(s, int) and s == 1 for s in sizes):
+    if len(wanted) == op.rank_of(x) and all(isinstance(s, int) and s == 1 for s in sizes):
         return op.Identity(x)
     return op.Expand(x, op.sizes(sizes))
 
@@ -65,7 +65,7 @@ def slice_(
     start, end = 0 if start is None else start, MAX_INT64 if end is None else end
     if isinstance(start, int) and start == 0 and isinstance(end, int) and end == MAX_INT64 and step == 1:
         return op.Identity(x)
-    return op.Slice(x, op.size(start), op.size(end), op.ints(op.axis(axis, op.rank(x))), op.ints(step))
+    return op.Slice(x, op.size(start), op.size(end), op.ints(op.axis(axis, op.rank_of(x))), op.ints(step))
 
 
 @aten("narrow")
@@ -75,7 +75,7 @@ def narrow(op: TorchBuilder, x: Value, axis: int, start: Size, length: Size) -> 
 
 @aten("select.int")
 def select(op: TorchBuilder, x: Value, axis: int, index: Size) -> Value:
-    return op.Gather(x, op.value(index), axis=op.axis(axis, op.rank(x)))
+    return op.Gather(x, op.value(index), axis=op.axis(axis, op.rank_of(x)))
 
 
 @aten("cat")
@@ -93,7 +93,7 @@ def stack(op: TorchBuilder, tensors: Sequence[Value], axis: int = 0) -> Value:
 
 @aten("split.Tensor", "split_with_sizes", "split.sizes", "chunk", "tensor_split.sections")
 def split(op: TorchBuilder, x: Value, parts: Any, axis: int = 0) -> tuple[Value, ...]:
-    axis = op.axis(axis, op.rank(x))
+    axis = op.axis(axis, op.rank_of(x))
     lengths = [part.shape[axis] for part in op.result]
     made = op.Split(x, op.sizes(lengths), axis=axis, outputs=len(lengths))
     return made if isinstance(made, tuple) else (made,)
@@ -101,13 +101,13 @@ def split(op: TorchBuilder, x: Value, parts: Any, axis: int = 0) -> tuple[Value,
 
 @aten("unbind.int")
 def unbind(op: TorchBuilder, x: Value, axis: int = 0) -> tuple[Value, ...]:
-    axis = op.axis(axis, op.rank(x))
+    axis = op.axis(axis, op.rank_of(x))
     return tuple(op.Gather(x, op.value(i), axis=axis) for i in range(len(op.result)))
 
 
 @aten("repeat")
 def repeat(op: TorchBuilder, x: Value, repeats: Sequence[Size]) -> Value:
-    missing = len(repeats) - op.rank(x)
+    missing = len(repeats) - op.rank_of(x)
     if missing:
         x = op.Unsqueeze(x, op.ints(*range(missing)))
     return op.Tile(x, op.sizes(repeats))
@@ -116,7 +116,7 @@ def repeat(op: TorchBuilder, x: Value, repeats: Sequence[Size]) -> Value:
 @aten("flip")
 def flip(op: TorchBuilder, x: Value, axes: Sequence[int]) -> Value:
     n = len(axes)
-    where = op.ints(*(op.axis(a, op.rank(x)) for a in axes))
+    where = op.ints(*(op.axis(a, op.rank_of(x)) for a in axes))
     return op.Slice(x, op.ints(*(-1,) * n), op.ints(*(-MAX_INT64,) * n), where, op.ints(*(-1,) * n))
 
 
@@ -161,7 +161,7 @@ def pad(op: TorchBuilder, x: Value, pads: Sequence[Size], mode: str = "constant"
 
 def _pad(op: TorchBuilder, x: Value, pads: Sequence[Size], mode: str, value: Any) -> Value:
     """torch lists (begin, end) from the last axis on; ONNX all begins, then all ends."""
-    rank = op.rank(x)
+    rank = op.rank_of(x)
     axes = [rank - 1 - i for i in range(len(pads) // 2)]
     amounts = op.sizes([*pads[0::2], *pads[1::2]])
     fill = op.value(value, x.dtype) if mode == "constant" else None
