@@ -14,7 +14,7 @@ import onnx
 from onnx import defs
 
 TARGET = Path(__file__).resolve().parent.parent / "interlux" / "ir" / "vocabulary.json"
-DOMAINS = ("", "ai.onnx.ml")
+DOMAINS = ("", "ai.onnx.ml", "ai.onnx.preview", "ai.onnx.preview.training")
 
 
 def default_of(attribute: defs.OpSchema.Attribute) -> Any:

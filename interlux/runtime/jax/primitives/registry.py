@@ -6,19 +6,50 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ....ir.errors import UnsupportedError
 
-Value = Any
+Value = Any  # an array of numpy (static) or JAX; a list of them (a sequence); NOTHING (an optional without element)
 PRIMITIVES: dict[str, Callable[..., Any]] = {}
+
+
+class DataDependent(UnsupportedError):
+    """A size or a choice depends on the data: the computation cannot be traced, only run on concrete arrays."""
+
+
+@jax.tree_util.register_static
+class Nothing:
+    """An optional value without an element."""
+
+    dtype = None
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Nothing)
+
+    def __hash__(self) -> int:
+        return 0
+
+
+NOTHING = Nothing()
 
 
 def primitive(function: Callable[..., Any]) -> Callable[..., Any]:
     """Enters a function into the table under its own name."""
     PRIMITIVES[function.__name__] = function
     return function
+
+
+def primitive_of(domain: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Enters a function into the table as an operator of a domain other than ai.onnx."""
+
+    def enter(function: Callable[..., Any]) -> Callable[..., Any]:
+        PRIMITIVES[f"{domain}.{function.__name__}"] = function
+        return function
+
+    return enter
 
 
 def define(**functions: Callable[..., Any]) -> None:
@@ -36,11 +67,21 @@ def library(*values: Value | None) -> ModuleType:
     return np if is_static(*values) else jnp
 
 
+def concrete(value: Value, what: str) -> np.ndarray:
+    """The value as a numpy array. Raises DataDependent while tracing, if it depends on the inputs' data.
+
+    Arguments:
+        value: an array.
+        what: words for it in the error.
+    """
+    if isinstance(value, jax.core.Tracer):
+        raise DataDependent(f"{what} depends on the data; a jitted function needs it fixed by the shapes")
+    return np.asarray(value)
+
+
 def integers(value: Value, what: str) -> tuple[int, ...]:
-    """A static vector of integers. Raises UnsupportedError if it depends on data."""
-    if not is_static(value):
-        raise UnsupportedError(f"{what} depends on the data; a jitted function needs it fixed by the shapes")
-    return tuple(int(i) for i in np.asarray(value).reshape(-1))
+    """A vector of integers that must be known. Raises DataDependent if it is not."""
+    return tuple(int(i) for i in concrete(value, what).reshape(-1))
 
 
 def scalar(value: Value, what: str) -> int:
