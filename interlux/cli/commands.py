@@ -237,7 +237,11 @@ def _hops(a: Opened, b: Opened, backends: Sequence[str]) -> tuple[dict[str, Any]
 
 def _about(model: Model) -> dict[str, Any]:
     def specs(tensors: tuple[TensorSpec, ...]) -> list[dict[str, Any]]:
-        return [{"name": t.name, "dtype": t.dtype, "shape": list(t.shape)} for t in tensors]
+        return [
+            {"name": t.name, "dtype": t.dtype, "shape": None if t.shape is None else list(t.shape)}
+            | ({"container": t.container} if t.container else {})
+            for t in tensors
+        ]
 
     about: dict[str, Any] = {
         "name": str(model.metadata.get("name", type(model.layer).__name__)),

@@ -19,6 +19,7 @@ from ..ir.inference import output_dtype
 from ..ir.interpreter import Interpreter
 from ..ir.layer import Layer
 from ..ir.layers import ArrayData, Constant, Operator, Stored
+from ..ir.layers.control import Control
 from ..ir.trees import Path, name_of
 
 Shape = tuple[int | str | None, ...]
@@ -35,6 +36,7 @@ class Value:
         name: settled when the graph is complete.
         path: of the stored array that this is, as long as no node has read it.
         array: of a constant.
+        container: "" for a tensor, else as in `TensorSpec.container`; dtype and shape are those of its tensors.
     """
 
     dtype: np.dtype[Any]
@@ -42,6 +44,7 @@ class Value:
     name: str = ""
     path: Path | None = None
     array: np.ndarray | None = None
+    container: str = ""
 
 
 @dataclass(eq=False)
@@ -91,9 +94,9 @@ class GraphBuilder(Interpreter):
 
     # --- what the importer says
 
-    def input(self, name: str, dtype: Any, shape: Shape) -> Value:
+    def input(self, name: str, dtype: Any, shape: Shape | None, container: str = "") -> Value:
         """An input of the graph."""
-        value = Value(np.dtype(dtype), shape, self._unique(name))
+        value = Value(np.dtype(dtype), shape, self._unique(name), container=container)
         self.inputs.append(value)
         return value
 
@@ -187,7 +190,7 @@ class GraphBuilder(Interpreter):
             outs = tuple(v.name for v in record.outputs)
             nodes.append(Node(name, record.layer, ins, outs, record.params, record.states, record.scope, record.source))
         known = [*self.inputs, *(v for record in records for v in record.outputs)]
-        values = {v.name: ValueInfo(v.dtype.name, v.shape) for v in known if v.shape is not None}
+        values = {v.name: ValueInfo(v.dtype.name, v.shape) for v in known if v.shape is not None and not v.container}
         graph = Graph(tuple(v.name for v in self.inputs), tuple(v.name for v in results), tuple(nodes), values)
         return graph.pruned()
 
@@ -195,15 +198,16 @@ class GraphBuilder(Interpreter):
 
     def const(self, array: Any, like: Value | None = None) -> Value:
         array = np.asarray(array) if like is None else np.asarray(array).astype(like.dtype)
-        key = (array.dtype.name, array.shape, array.tobytes())
+        data = ArrayData.of(array)
+        key = (data.dtype, data.shape, data.data)
         if key not in self._constants:
-            made = Value(array.dtype, array.shape, array=array)
-            if array.size > LARGEST_CONSTANT:
+            made = Value(data.array().dtype, array.shape, array=data.array())
+            if array.size > LARGEST_CONSTANT and data.dtype != "object":  # texts are stored in the graph
                 made.path = (self._branch, str(len(self.extra_states)))
                 self.extra_states[made.path] = array
             else:
                 made.name = f"constant.{len(self._constants)}"
-                self._body.head.append(_Record(made.name, Constant(ArrayData.of(array)), (), (made,), (), (), (), ""))
+                self._body.head.append(_Record(made.name, Constant(data), (), (made,), (), (), (), ""))
             self._constants[key] = made
         return self._constants[key]
 
@@ -222,6 +226,10 @@ class GraphBuilder(Interpreter):
             made[0].shape = read[0].shape
         self._record(layer, read, made, {}, {})
         return made[0] if outputs == 1 else made
+
+    def control(self, layer: Control, inputs: Sequence[Value | None], *, train: bool) -> tuple[Value, ...]:
+        made = self.add(layer, *inputs, outputs=layer.outputs)
+        return (made,) if layer.outputs == 1 else made
 
     def _record(
         self,

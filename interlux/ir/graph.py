@@ -121,25 +121,7 @@ class Graph(Layer):
                 f"{len(self.inputs)} inputs are needed ({', '.join(self.inputs)}), not {len(inputs)}"
             )
         environment: dict[str | None, Value] = {None: None, **dict(zip(self.inputs, inputs, strict=True))}
-        written: dict[Path, Value] = {}
-
-        def stored(path: Path, *collections: Mapping[str, Any]) -> Value:
-            if path in written:
-                return written[path]
-            for collection in collections:
-                if (value := trees.find(collection, path)) is not None:
-                    return value
-            raise InvalidModelError(f"there is no parameter or state {trees.name_of(path)!r}")
-
-        for node in self.nodes:
-            own_params = {slot: stored(path, params, states) for slot, path in node.params}
-            own_states = {slot: stored(path, states, params) for slot, path in node.states}
-            arguments = [environment[i] for i in node.inputs]
-            outputs, new = op.node(node, own_params, own_states, arguments, train=train)
-            for slot, path in node.states:
-                if new.get(slot) is not own_states[slot] and slot in new:
-                    written[path] = new[slot]
-            environment.update(zip(node.outputs, outputs, strict=True))
+        written = execute(self.nodes, op, params, states, environment, train=train)
         results = tuple(environment[o] for o in self.outputs)
         return (results[0] if len(results) == 1 else results), trees.updated(states, written)
 
@@ -168,6 +150,46 @@ class Graph(Layer):
     def nested(self) -> tuple[Node | Call, ...]:
         """The nodes grouped by the module calls they came from; `flattened` reverses it."""
         return _nested(self.nodes, 0)
+
+
+def execute(
+    nodes: Iterable[Node],
+    op: Interpreter,
+    params: Mapping[str, Any],
+    states: Mapping[str, Any],
+    environment: dict[str | None, Value],
+    *,
+    train: bool,
+) -> dict[Path, Value]:
+    """Executes nodes in their order.
+
+    Arguments:
+        op: the interpreter.
+        params, states: trees of all arrays.
+        environment: values by name; the nodes' outputs are entered.
+
+    Returns: the states that were written, by path.
+    """
+    written: dict[Path, Value] = {}
+
+    def stored(path: Path, *collections: Mapping[str, Any]) -> Value:
+        if path in written:
+            return written[path]
+        for collection in collections:
+            if (value := trees.find(collection, path)) is not None:
+                return value
+        raise InvalidModelError(f"there is no parameter or state {trees.name_of(path)!r}")
+
+    for node in nodes:
+        own_params = {slot: stored(path, params, states) for slot, path in node.params}
+        own_states = {slot: stored(path, states, params) for slot, path in node.states}
+        arguments = [environment[i] for i in node.inputs]
+        outputs, new = op.node(node, own_params, own_states, arguments, train=train)
+        for slot, path in node.states:
+            if new.get(slot) is not own_states[slot] and slot in new:
+                written[path] = new[slot]
+        environment.update(zip(node.outputs, outputs, strict=True))
+    return written
 
 
 @dataclass(frozen=True)

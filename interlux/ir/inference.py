@@ -10,6 +10,14 @@ import numpy as np
 from . import dtypes, vocabulary
 from .errors import UnsupportedError
 
+# containers have the dtype of their elements
+_OF_ELEMENTS = frozenset(
+    (
+        *("SequenceConstruct", "SequenceInsert", "SequenceErase", "SequenceAt", "SplitToSequence"),
+        *("ConcatFromSequence", "Optional", "OptionalGetElement"),
+    )
+)
+
 
 def output_dtype(
     op_type: str, index: int, inputs: Sequence[np.dtype[Any] | None], attributes: Mapping[str, Any]
@@ -21,9 +29,13 @@ def output_dtype(
     """
     if op_type == "Cast":
         return dtypes.from_onnx(attributes["to"])
+    if op_type in _OF_ELEMENTS and inputs and inputs[0] is not None:
+        return inputs[0]
     if op_type in ("ConstantOfShape", "Constant"):
         value = attributes.get("value")
         return np.dtype(np.float32) if value is None else dtypes.dtype_named(str(value.dtype))
+    if op_type == "SequenceEmpty" and attributes.get("dtype") is None:
+        return np.dtype(np.float32)
     if attributes.get("dtype") is not None:
         return dtypes.from_onnx(attributes["dtype"])
     signature = vocabulary.signature(op_type)

@@ -23,6 +23,7 @@ from .errors import UnsupportedError
 if TYPE_CHECKING:
     from .graph import Node
     from .layer import Layer
+    from .layers.control import Control
 
 Value = Any
 TRAIN, EVAL = "train", "eval"
@@ -67,6 +68,10 @@ class Interpreter:
     def shape_of(self, value: Value) -> tuple[int | str | None, ...] | None:
         """Sizes, or names of dynamic dimensions, None for an unknown size; None as a whole if the rank is unknown."""
         raise NotImplementedError
+
+    def control(self, layer: Control, inputs: Sequence[Value | None], *, train: bool) -> tuple[Value, ...]:
+        """Executes a layer of control flow (`layers.control`)."""
+        raise UnsupportedError(f"{self.name} has no control flow{self.where()}")
 
     # What they share.
 

@@ -34,24 +34,43 @@ def filled(structure: Structure, tensors: Sequence[Any]) -> Any:
     return tuple(items) if "tuple" in structure else items
 
 
+SEQUENCE, OPTIONAL, OPTIONAL_SEQUENCE = "sequence", "optional", "optional sequence"
+
+
 @dataclass(frozen=True)
 class TensorSpec:
-    """One input or output tensor.
+    """One input or output: a tensor, or a container of tensors.
 
     Arguments:
         name: as callers know it.
-        dtype: numpy's or ml_dtypes' name.
+        dtype: numpy's or ml_dtypes' name; `object` for texts. Of a container, that of its tensors.
         shape: sizes; a string is a named dynamic dimension (or an expression of those, in outputs), None is unknown.
+            None as a whole if the rank is unknown.
         bounds: smallest and largest meaningful value of an integer input (row numbers of a table), if known.
+        container: "" for a tensor; SEQUENCE (a list), OPTIONAL (None is allowed), OPTIONAL_SEQUENCE, or maps (dicts):
+            `map from KEY` and `sequence of maps from KEY`.
     """
 
     name: str
     dtype: str
-    shape: tuple[int | str | None, ...]
+    shape: tuple[int | str | None, ...] | None
     bounds: tuple[int, int] | None = None
+    container: str = ""
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.dtype}[{', '.join('?' if d is None else str(d) for d in self.shape)}]"
+        sizes = "…" if self.shape is None else ", ".join("?" if d is None else str(d) for d in self.shape)
+        tensor = f"{self.dtype}[{sizes}]"
+        return f"{self.name}: {f'{self.container}({tensor})' if self.container else tensor}"
+
+    def holds(self, value: Any) -> list[Any]:
+        """The arrays in a value of this input or output."""
+        if value is None and self.container.startswith(OPTIONAL):
+            return []
+        if self.container in (SEQUENCE, OPTIONAL_SEQUENCE):
+            if not isinstance(value, list | tuple):
+                raise InvalidModelError(f"input {self.name!r} must be a list of arrays, not {type(value).__name__}")
+            return list(value)
+        return [value]
 
 
 @dataclass(frozen=True)
@@ -89,8 +108,9 @@ class Signature:
     in_structure: Structure = None
     out_structure: Structure = None
 
-    def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[np.ndarray]:
-        """The input arrays in order from a call's arguments, checked against names, dtypes, shapes and ranges.
+    def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
+        """The input arrays in order from a call's arguments, checked against names, dtypes, shapes and ranges; lists of
+        arrays for sequences, None for optional inputs that are absent.
 
         Arguments come by position, by the source's own argument structure (nested tuples and dicts), or by the names
         of the inputs.
@@ -108,22 +128,27 @@ class Signature:
                     raise InvalidModelError(f"input {name!r} is given twice")
                 given[name] = value
         unknown = sorted(given.keys() - {spec.name for spec in self.inputs})
+        optional = [spec.name for spec in self.inputs if spec.container.startswith(OPTIONAL)]
+        given = {**dict.fromkeys(optional), **given}
         missing = [spec.name for spec in self.inputs if spec.name not in given]
         if unknown or missing:
             what = f"unknown input {unknown[0]!r}" if unknown else f"input {missing[0]!r} is missing"
             raise InvalidModelError(f"{what}; the model takes {self._names()}")
-        arrays = [_as_array(spec.name, given[spec.name]) for spec in self.inputs]
+        arrays = [_as_input(spec, given[spec.name]) for spec in self.inputs]
         self.check(arrays)
         return arrays
 
-    def check(self, arrays: list[np.ndarray]) -> dict[str, int]:
+    def check(self, arrays: list[Any]) -> dict[str, int]:
         """Checks input arrays. Returns the sizes of the dynamic dimensions. Raises InvalidModelError naming the
         input."""
         sizes: dict[str, int] = {}
         origin: dict[str, str] = {}
-        for spec, array in zip(self.inputs, arrays, strict=True):
+        tensors = [(s, a) for s, value in zip(self.inputs, arrays, strict=True) for a in s.holds(value)]
+        for spec, array in tensors:
             if array.dtype != dtype_named(spec.dtype):
                 raise InvalidModelError(f"input {spec.name!r} must have dtype {spec.dtype}, not {array.dtype.name}")
+            if spec.shape is None:
+                continue
             if array.ndim != len(spec.shape):
                 raise InvalidModelError(f"input {spec.name!r} must have shape {_show(spec.shape)}, not {array.shape}")
             for axis, (want, size) in enumerate(zip(spec.shape, array.shape, strict=True)):
@@ -190,11 +215,22 @@ class Signature:
         return outputs if self.out_structure is None else filled(self.out_structure, outputs)
 
 
+def _as_input(spec: TensorSpec, value: Any) -> Any:
+    """A value given for an input: an array, a list of arrays, or None."""
+    if value is None and spec.container.startswith(OPTIONAL):
+        return None
+    if spec.container in (SEQUENCE, OPTIONAL_SEQUENCE):
+        return [_as_array(spec.name, item) for item in spec.holds(value)]
+    return _as_array(spec.name, value)
+
+
 def _as_array(name: str, value: Any) -> np.ndarray:
     try:
         array = np.asarray(value)
     except (ValueError, TypeError, RuntimeError) as error:  # ragged lists, tensors that require a gradient
         raise InvalidModelError(f"input {name!r} is no array: {str(error).splitlines()[0]}") from None
+    if array.dtype.kind in "SU":
+        return array.astype(str).astype(object)
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
@@ -253,12 +289,14 @@ class Model:
         The outputs' dtypes and shapes are found by applying the layer to zeros of two sizes.
         """
         specs = tuple(TensorSpec(key, dtype, tuple(shape)) for key, (dtype, shape) in inputs.items())
-        dims = list(dict.fromkeys(d for spec in specs for d in spec.shape if isinstance(d, str)))
+        dims = list(dict.fromkeys(d for spec in specs for d in spec.shape or () if isinstance(d, str)))
 
         def outputs(offset: int) -> tuple[Any, ...]:
             sizes = {dim: _PRIMES[i % len(_PRIMES)] + offset for i, dim in enumerate(dims)}
             zeros = [
-                np.zeros([sizes[d] if isinstance(d, str) else d or 1 for d in spec.shape], dtype_named(spec.dtype))
+                np.zeros(
+                    [sizes[d] if isinstance(d, str) else d or 1 for d in spec.shape or ()], dtype_named(spec.dtype)
+                )
                 for spec in specs
             ]
             y, _ = layer.apply(params, states, *zeros)

@@ -94,6 +94,10 @@ def _decode_value(value: dict[str, Any], classes: Mapping[str, type[Layer]]) -> 
     if "array" in value:
         dtype, shape, data = dtype_named(value["array"]), tuple(value["shape"]), value["data"]
         raw = bytes.fromhex(data) if isinstance(data, str) else np.array(data, dtype).tobytes()
+        if dtype == np.dtype(object):
+            texts = ArrayData("object", shape, raw)
+            texts.array()  # raises if it is damaged
+            return texts
         if len(raw) != math.prod(shape) * dtype.itemsize:
             raise InvalidModelError(f"a constant of {dtype.name}{list(shape)} has {len(raw)} bytes")
         return ArrayData(dtype.name, shape, raw)
@@ -153,8 +157,9 @@ def _decode_graph(content: dict[str, Any], classes: Mapping[str, type[Layer]]) -
 def _encode_signature(signature: Signature) -> dict[str, Any]:
     def specs(tensors: tuple[TensorSpec, ...]) -> list[dict[str, Any]]:
         return [
-            {"name": t.name, "dtype": t.dtype, "shape": list(t.shape)}
+            {"name": t.name, "dtype": t.dtype, "shape": None if t.shape is None else list(t.shape)}
             | ({"bounds": list(t.bounds)} if t.bounds else {})
+            | ({"container": t.container} if t.container else {})
             for t in tensors
         ]
 
@@ -170,7 +175,13 @@ def _encode_signature(signature: Signature) -> dict[str, Any]:
 def _decode_signature(content: dict[str, Any]) -> Signature:
     def specs(items: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
         return tuple(
-            TensorSpec(t["name"], t["dtype"], tuple(t["shape"]), tuple(t["bounds"]) if "bounds" in t else None)
+            TensorSpec(
+                t["name"],
+                t["dtype"],
+                None if t["shape"] is None else tuple(t["shape"]),
+                tuple(t["bounds"]) if "bounds" in t else None,
+                t.get("container", ""),
+            )
             for t in items
         )
 

@@ -63,11 +63,14 @@ class Signature:
             raise UnsupportedError(f"{self.op_type} does not fit its definition (opset {self.since})", problems)
 
 
+OWN_DOMAIN = "interlux"
+
+
 def _own(op_type: str, inputs: str, outputs: str, **attributes: tuple[str, bool, Any]) -> Signature:
     def formals(text: str) -> tuple[Formal, ...]:
         return tuple(Formal(*item.split(":")) for item in text.split())
 
-    return Signature(op_type, "interlux", 1, formals(inputs), formals(outputs), attributes, {})
+    return Signature(op_type, OWN_DOMAIN, 1, formals(inputs), formals(outputs), attributes, {})
 
 
 # What training and random numbers need and ONNX has no operator for.

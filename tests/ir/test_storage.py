@@ -13,11 +13,24 @@ import pytest
 
 import interlux as ix
 from interlux.ir import layers as l
+from interlux.ir.graph import Node
 from interlux.ir.layers import ArrayData
 from interlux.ir.storage import layer_classes
 
 X = ix.Signature((ix.TensorSpec("x", "float32", ("batch", 4)),), (ix.TensorSpec("y", "float32", ("batch", 2)),))
 ODD = ArrayData.of(np.array([np.nan, -np.inf, 0.1], np.float32))
+
+
+def graph(*layers: ix.Layer, inputs: tuple[str, ...] = ("x",), outputs: tuple[str, ...] = ()) -> ix.Graph:
+    """A graph that applies the layers one after the other to its first input."""
+    names = [inputs[0], *(f"y{i}" for i in range(len(layers)))]
+    nodes = tuple(
+        Node(f"n{i}", layer, (a,), (b,)) for i, (layer, a, b) in enumerate(zip(layers, names, names[1:], strict=False))
+    )
+    return ix.Graph(inputs, outputs or (names[-1],), nodes)
+
+
+LOOPED = graph(l.relu, inputs=("i", "going", "x"), outputs=("going", "x", "y0"))
 EXAMPLES = [
     l.Dense(4, 2, activation=l.gelu),
     l.Chain(l.Conv(4, 6, (3, 2), (2, 1), (1, 0, 1, 0), (1, 1), 2), l.BatchNorm(6, mode="never"), l.Dropout(0.1)),
@@ -31,6 +44,11 @@ EXAMPLES = [
     l.Operator.of("ConstantOfShape", value=np.array([np.inf])),
     l.Operator.of("Clip"),
     l.HardTanh(0.0, float("inf")),
+    l.Constant(ArrayData.of(np.array([["", "grüße"]], object))),
+    l.If(graph(l.relu), graph(l.tanh, l.Constant(ODD))),
+    l.Loop(LOOPED, 1),
+    l.Scan(graph(l.relu, inputs=("a", "x", "c"), outputs=("a", "y0")), 1, (1,), (-1,), (1,), (), captured=1),
+    l.SequenceMap(graph(l.relu), (True,)),
 ]
 
 

@@ -16,13 +16,30 @@ from onnx import AttributeProto, TensorProto, checker, defs, helper, inliner, sh
 from ...ir import dtypes, vocabulary
 from ...ir.errors import InvalidModelError, ResourceLimitError, UnsupportedError
 from ...ir.graph import ValueInfo
+from ...ir.model import OPTIONAL, OPTIONAL_SEQUENCE, SEQUENCE
 from ..archive import shown
-from .upgrades import OLDEST_OPSET, UPGRADES
+from .upgrades import OLDEST_OPSET, upgradable
 
 OUTLINE_ELEMENTS = 1024  # larger initialisers are no shapes
 MAX_NODES = 1_000_000  # after inlining: a function that calls another twice, and so on, doubles each time
-_STRING_OPERATORS = frozenset(("StringConcat", "StringNormalizer", "StringSplit", "RegexFullMatch", "TfIdfVectorizer"))
-_COLLECTION_OPERATORS = frozenset(("ConcatFromSequence", "SplitToSequence"))
+DOMAINS = ("", "ai.onnx.ml", "ai.onnx.preview", "ai.onnx.preview.training")  # whose operators are primitives
+SUBGRAPHS = frozenset(("If", "Loop", "Scan", "SequenceMap"))
+GraphPath = tuple[tuple[int, str], ...]  # (index of the node, name of its attribute) from the outermost graph inwards
+
+
+@dataclass(frozen=True)
+class Kinds:
+    """What is known of the values of one graph.
+
+    Arguments:
+        dtypes: of values, as far as they follow from the inputs; of containers, the dtype of their tensors.
+        values: dtype and shape of tensors, likewise.
+        containers: which values are sequences or optional, as in `TensorSpec.container`.
+    """
+
+    dtypes: Mapping[str, str]
+    values: Mapping[str, ValueInfo]
+    containers: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -31,15 +48,17 @@ class Outline:
 
     Arguments:
         graph: with functions inlined; nodes are in topological order.
-        opset: version of ai.onnx.
-        dtypes: of values, as far as they follow from the inputs.
-        values: dtype and shape of values, likewise.
+        versions: of the operators by domain; "" is ai.onnx.
+        kinds: of the values of the graph (at the empty path) and of those inside it.
     """
 
     graph: onnx.GraphProto
-    opset: int
-    dtypes: Mapping[str, str]
-    values: Mapping[str, ValueInfo]
+    versions: Mapping[str, int]
+    kinds: Mapping[GraphPath, Kinds]
+
+    @property
+    def opset(self) -> int:
+        return self.versions[""]
 
 
 def outline(proto: onnx.ModelProto, name: str) -> Outline:
@@ -54,27 +73,75 @@ def outline(proto: onnx.ModelProto, name: str) -> Outline:
         InvalidModelError: onnx's checker or type inference refuse the model.
         ResourceLimitError: its functions expand into more than a million nodes.
     """
-    opset = _opset(proto, name)
+    versions = _versions(proto, name)
     model = _without_large_tensors(proto, name)
     if model.functions:
         model = _inlined(model, name)
-    items = list(_unsupported(model.graph, opset))
+    items = list(_unsupported(model.graph, versions))
     if items:
         raise UnsupportedError(f"{name} has parts that are not supported yet", items)
-    checked = _for_checks(model, opset)
+    checked = _for_checks(model, versions[""])
     try:
         checker.check_model(_with_all_types(checked))
     except (checker.ValidationError, RuntimeError, ValueError, TypeError) as error:
         raise InvalidModelError(f"{name} is not a valid ONNX model: {_one_line(error)}") from error
-    inferred = _inferred(checked, name)
-    kinds, values = {}, {}
-    for value in (*inferred.input, *inferred.value_info, *inferred.output):
-        tensor = value.type.tensor_type
-        if tensor.elem_type in dtypes.ONNX_DTYPES:
-            kinds[value.name] = dtypes.ONNX_DTYPES[tensor.elem_type]
-            if tensor.HasField("shape"):
-                values[value.name] = ValueInfo(kinds[value.name], shape_of(tensor.shape))
-    return Outline(model.graph, opset, kinds, values)
+    return Outline(model.graph, versions, dict(_kinds(_inferred(checked, name))))
+
+
+def _kinds(graph: onnx.GraphProto, path: GraphPath = ()) -> Iterator[tuple[GraphPath, Kinds]]:
+    """What type inference says of a graph's values, and of those of the graphs inside it."""
+    found, values, containers = {}, {}, {}
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        tensor, container = tensor_of(value.type)
+        if container:
+            containers[value.name] = container
+        if tensor is not None and tensor.elem_type in dtypes.ONNX_DTYPES:
+            found[value.name] = dtypes.ONNX_DTYPES[tensor.elem_type]
+            if tensor.HasField("shape") and not container:
+                values[value.name] = ValueInfo(found[value.name], shape_of(tensor.shape))
+    yield path, Kinds(found, values, containers)
+    for i, node in enumerate(graph.node):
+        for attribute in node.attribute:
+            if attribute.type == AttributeProto.GRAPH:
+                yield from _kinds(attribute.g, (*path, (i, attribute.name)))
+
+
+def tensor_of(kind: onnx.TypeProto) -> tuple[onnx.TypeProto.Tensor | None, str]:
+    """The tensor in a type, and the container around it ("" if there is none), as in `TensorSpec.container`.
+
+    None for a type that is not supported.
+    """
+    match kind.WhichOneof("value"):
+        case "tensor_type" | None:
+            return kind.tensor_type, ""
+        case "sequence_type":
+            inner = kind.sequence_type.elem_type
+            if inner.WhichOneof("value") == "tensor_type":
+                return inner.tensor_type, SEQUENCE
+            if inner.WhichOneof("value") == "map_type":
+                tensor, container = tensor_of(inner)
+                return tensor, f"sequence of {container}s" if tensor is not None else ""
+        case "optional_type":
+            tensor, container = tensor_of(kind.optional_type.elem_type)
+            if container in ("", SEQUENCE):
+                return tensor, OPTIONAL_SEQUENCE if container else OPTIONAL
+        case "map_type":
+            if kind.map_type.value_type.WhichOneof("value") == "tensor_type":
+                return kind.map_type.value_type.tensor_type, f"map from {dtypes.ONNX_DTYPES[kind.map_type.key_type]}"
+    return None, ""
+
+
+def type_text(kind: onnx.TypeProto) -> str:
+    """A type in ONNX's own words: `tensor(float)`, `seq(tensor(float))`, `optional(…)`."""
+    match kind.WhichOneof("value"):
+        case "sequence_type":
+            return f"seq({type_text(kind.sequence_type.elem_type)})"
+        case "optional_type":
+            return f"optional({type_text(kind.optional_type.elem_type)})"
+        case "tensor_type" if kind.tensor_type.elem_type in dtypes.ONNX_DTYPES:
+            name = dtypes.ONNX_DTYPES[kind.tensor_type.elem_type]
+            return next(text for text, known in dtypes.TYPE_STRINGS.items() if known == name)
+    raise UnsupportedError(f"the type {kind.WhichOneof('value')} is not supported")
 
 
 def _one_line(error: Exception) -> str:
@@ -82,19 +149,20 @@ def _one_line(error: Exception) -> str:
     return shown(text, 400)[1:-1]
 
 
-def _opset(proto: onnx.ModelProto, name: str) -> int:
-    """The version of ai.onnx. Raises UnsupportedError outside the range that is read."""
-    versions = {entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")}
-    if len(versions) > 1:
-        raise InvalidModelError(f"{name} names several versions of ai.onnx: {', '.join(map(str, sorted(versions)))}")
-    if not versions:
-        domains = ", ".join(shown(entry.domain) for entry in proto.opset_import)
-        raise UnsupportedError(f"{name} uses no operators of ONNX itself, only of {domains}")
-    (opset,) = versions
+def _versions(proto: onnx.ModelProto, name: str) -> dict[str, int]:
+    """The versions of the operators by domain. Raises UnsupportedError outside the range that is read."""
+    found: dict[str, set[int]] = {}
+    for entry in proto.opset_import:
+        found.setdefault("" if entry.domain == "ai.onnx" else entry.domain, set()).add(entry.version)
+    for domain, versions in found.items():
+        if len(versions) > 1:
+            listed = ", ".join(map(str, sorted(versions)))
+            raise InvalidModelError(f"{name} names several versions of {shown(domain or 'ai.onnx')}: {listed}")
+    result = {domain: next(iter(versions)) for domain, versions in found.items()}
+    # without one, it uses no operator of ai.onnx; the first files could not name one
+    opset = result.setdefault("", 1 if proto.ir_version < 3 else defs.onnx_opset_version())
     if opset < OLDEST_OPSET:
-        raise UnsupportedError(
-            f"{name} has opset {opset}; re-export with opset >= {OLDEST_OPSET}, or use onnx.version_converter"
-        )
+        raise InvalidModelError(f"{name} has opset {opset}; there is none below {OLDEST_OPSET}")
     if opset > defs.onnx_opset_version():
         raise UnsupportedError(
             f"{name} has opset {opset}, the installed onnx knows {defs.onnx_opset_version()}: upgrade onnx"
@@ -103,7 +171,7 @@ def _opset(proto: onnx.ModelProto, name: str) -> int:
         raise UnsupportedError(
             f"{name} has IR version {proto.ir_version}, the installed onnx knows {onnx.IR_VERSION}: upgrade onnx"
         )
-    return opset
+    return result
 
 
 def _without_large_tensors(proto: onnx.ModelProto, name: str) -> onnx.ModelProto:
@@ -119,7 +187,9 @@ def _without_large_tensors(proto: onnx.ModelProto, name: str) -> onnx.ModelProto
     graph.node.extend(source.node)
     graph.input.extend(source.input)
     graph.output.extend(source.output)
-    graph.sparse_initializer.extend(source.sparse_initializer)
+    for sparse in source.sparse_initializer:  # onnx's tools know them half; they become dense
+        kind = helper.make_tensor_value_info(sparse.values.name, sparse.values.data_type, sparse.dims)
+        graph.input.append(kind)
     inputs = {value.name for value in source.input}
     seen: set[str] = set()
     for tensor in source.initializer:
@@ -148,14 +218,14 @@ def _inlined(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
             return 1
         if key not in sizes:
             sizes[key] = None
-            sizes[key] = size(_nodes(bodies[key].node))
+            sizes[key] = size(all_nodes(bodies[key].node))
         found = sizes[key]
         if found is None:
             raise InvalidModelError(f"{name}: function {shown(key[1])} calls itself")
         return found
 
     try:
-        total = size(_nodes(model.graph.node))
+        total = size(all_nodes(model.graph.node))
     except RecursionError:
         raise ResourceLimitError(f"{name}: functions call each other too deeply") from None
     if total > MAX_NODES:
@@ -166,13 +236,13 @@ def _inlined(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
         raise InvalidModelError(f"{name}: its functions cannot be inlined: {_one_line(error)}") from error
 
 
-def _nodes(nodes: object) -> Iterator[onnx.NodeProto]:
+def all_nodes(nodes: object) -> Iterator[onnx.NodeProto]:
     """The nodes and those of their sub-graphs."""
     for node in nodes:  # type: ignore[attr-defined]
         yield node
         for attribute in node.attribute:
             for graph in (attribute.g, *attribute.graphs):
-                yield from _nodes(graph.node)
+                yield from all_nodes(graph.node)
 
 
 def place(node: onnx.NodeProto) -> str:
@@ -181,50 +251,40 @@ def place(node: onnx.NodeProto) -> str:
     return f"{shown(node.op_type)[1:-1]} {shown(name)}"
 
 
-def _unsupported(graph: onnx.GraphProto, opset: int) -> Iterator[str]:
+def _unsupported(graph: onnx.GraphProto, versions: Mapping[str, int]) -> Iterator[str]:
     """What the importer cannot take, one string each."""
     for value in (*graph.input, *graph.output):
-        kind = value.type.WhichOneof("value")
-        if kind is not None and kind != "tensor_type":
-            yield f"{kind.removesuffix('_type')} {shown(value.name)} among the inputs and outputs"
-        elif value.type.tensor_type.elem_type == TensorProto.STRING:
-            yield f"strings {shown(value.name)} among the inputs and outputs"
-    for sparse in graph.sparse_initializer:
-        yield f"sparse initialiser {shown(sparse.values.name)}"
-    for tensor in graph.initializer:
-        if tensor.data_type == TensorProto.STRING:
-            yield f"initialiser {shown(tensor.name)} of strings"
-    for node in graph.node:
-        reason = _refusal(node, opset)
+        tensor, _ = tensor_of(value.type)
+        if tensor is None:
+            yield f"{value.type.WhichOneof('value')} {shown(value.name)} among the inputs and outputs"
+    for node in all_nodes(graph.node):
+        reason = _refusal(node, versions)
         if reason:
             yield f"{place(node)}{reason}"
 
 
-def _refusal(node: onnx.NodeProto, opset: int) -> str:
+def _refusal(node: onnx.NodeProto, versions: Mapping[str, int]) -> str:
     """Why a node is not supported; "" if it is."""
-    if node.domain not in ("", "ai.onnx"):
+    domain = "" if node.domain == "ai.onnx" else node.domain
+    if domain not in DOMAINS or domain not in versions:
         return f" of domain {shown(node.domain)}"
     kinds = {attribute.type for attribute in node.attribute}
-    if kinds & {AttributeProto.GRAPH, AttributeProto.GRAPHS}:
+    if kinds & {AttributeProto.GRAPH, AttributeProto.GRAPHS} and node.op_type not in SUBGRAPHS:
         return " (a sub-graph)"
-    if node.op_type.startswith(("Sequence", "Optional")) or node.op_type in _COLLECTION_OPERATORS:
-        return " (sequences and optional values)"
-    if node.op_type in _STRING_OPERATORS or any(
-        attribute.name in ("value_string", "value_strings")
-        or (attribute.name == "to" and attribute.i == TensorProto.STRING)
-        or attribute.t.data_type == TensorProto.STRING
-        for attribute in node.attribute
-    ):
-        return " (strings)"
-    if kinds & {AttributeProto.SPARSE_TENSOR, AttributeProto.SPARSE_TENSORS, AttributeProto.TYPE_PROTO}:
+    if kinds & {AttributeProto.SPARSE_TENSORS, AttributeProto.TYPE_PROTOS}:
         return " (sparse tensors and types as attributes)"
+    version = versions[domain]
     try:
-        schema = defs.get_schema(node.op_type, opset, "")
+        schema = defs.get_schema(node.op_type, version, domain)
     except defs.SchemaError:
-        return f" (no operator of ONNX in opset {opset})"
-    if schema.deprecated and node.op_type not in UPGRADES:
+        return f" (no operator of {domain or 'ONNX'} in opset {version})"
+    old = not domain and upgradable(node.op_type, version)
+    if schema.deprecated and not old:
         return f" (deprecated in opset {schema.since_version})"
-    if not vocabulary.known(node.op_type) or schema.since_version > vocabulary.signature(node.op_type).since:
+    primitive = f"{domain}.{node.op_type}" if domain else node.op_type
+    if not vocabulary.known(primitive):
+        return "" if old else " (no primitive of this interlux)"
+    if schema.since_version > vocabulary.signature(primitive).since:
         return f" (version {schema.since_version} is newer than this interlux)"
     return ""
 
@@ -251,6 +311,8 @@ def _with_all_types(model: onnx.ModelProto) -> onnx.ModelProto:
     whole = onnx.ModelProto()
     whole.CopyFrom(model)
     for value in (*whole.graph.input, *whole.graph.output):
+        if value.type.WhichOneof("value") not in (None, "tensor_type"):
+            continue
         tensor = value.type.tensor_type
         tensor.elem_type = tensor.elem_type or TensorProto.FLOAT
         tensor.shape.SetInParent()

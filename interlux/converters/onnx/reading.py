@@ -155,7 +155,7 @@ class TensorReader:
         Raises:
             InvalidModelError: the elements don't fit dtype and shape.
             UnsafeInputError: the location of external data leads out of the model's folder or is no regular file.
-            UnsupportedError: strings, and element types that onnx does not know.
+            UnsupportedError: texts that are not UTF-8.
         """
         what = f"{self._file.name}: {what or 'tensor ' + shown(tensor.name)}"
         dtype = self._dtype(tensor, what)
@@ -163,6 +163,8 @@ class TensorReader:
         if len(shape) > MAX_RANK or any(d < 0 or d >= 2**63 for d in shape):
             raise InvalidModelError(f"{what} has the impossible shape {shown(shape)}")
         count = math.prod(shape)
+        if tensor.data_type == TensorProto.STRING:
+            return self._texts(tensor, shape, what)
         bits = _BITS.get(dtype.name, 8 * dtype.itemsize)
         needed = -(-count * bits // 8)
         if tensor.data_location == TensorProto.EXTERNAL:
@@ -182,8 +184,6 @@ class TensorReader:
 
     @staticmethod
     def _dtype(tensor: TensorProto, what: str) -> np.dtype[Any]:
-        if tensor.data_type == TensorProto.STRING:
-            raise UnsupportedError(f"{what} holds strings, which are not supported")
         if tensor.data_type not in dtypes.ONNX_DTYPES:
             raise InvalidModelError(f"{what} has the unknown element type {tensor.data_type}")
         if tensor.HasField("segment"):
@@ -198,6 +198,37 @@ class TensorReader:
         if stored != entries:
             raise InvalidModelError(f"{what} has {stored} entries, {dtype.name}{list(shape)} needs {entries}")
         return self._by_onnx(tensor, what)
+
+    @staticmethod
+    def _texts(tensor: TensorProto, shape: tuple[int, ...], what: str) -> np.ndarray:
+        if len(tensor.string_data) != math.prod(shape):
+            raise InvalidModelError(f"{what} has {len(tensor.string_data)} texts, its shape {list(shape)} needs others")
+        array = np.empty(len(tensor.string_data), object)
+        try:
+            array[:] = [text.decode() for text in tensor.string_data]
+        except UnicodeDecodeError:
+            raise UnsupportedError(f"{what} holds bytes that are not UTF-8") from None
+        return array.reshape(shape)
+
+    def dense(self, tensor: onnx.SparseTensorProto) -> np.ndarray:
+        """A sparse tensor as an array, with zeros where it has no values.
+
+        Raises InvalidModelError if its indices do not fit its shape, ResourceLimitError if it is too large to be dense.
+        """
+        values, indices = self.array(tensor.values), self.array(tensor.indices, "the indices of a sparse tensor")
+        shape = tuple(tensor.dims)
+        what = f"{self._file.name}: sparse tensor {shown(tensor.values.name)}"
+        if any(d < 0 for d in shape) or values.ndim != 1 or indices.shape[:1] != values.shape:
+            raise InvalidModelError(f"{what} has the impossible shape {shown(shape)}")
+        if math.prod(shape) > MAX_PROTOBUF:
+            raise ResourceLimitError(f"{what} has {math.prod(shape)} elements when dense")
+        try:
+            flat = indices if indices.ndim == 1 else np.ravel_multi_index(tuple(indices.T), shape)
+            array = np.zeros(math.prod(shape), values.dtype)
+            array[flat] = values
+        except (ValueError, IndexError, TypeError):
+            raise InvalidModelError(f"{what} has indices outside its shape {shown(shape)}") from None
+        return array.reshape(shape)
 
     @staticmethod
     def _by_onnx(tensor: TensorProto, what: str) -> np.ndarray:

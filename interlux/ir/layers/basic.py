@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,7 @@ class ArrayData:
     Arguments:
         dtype: numpy's or ml_dtypes' name of the dtype.
         shape: of the array.
-        data: its bytes, C-contiguous and little-endian.
+        data: its bytes, C-contiguous and little-endian; texts are UTF-8, each behind its length (int64).
     """
 
     dtype: str
@@ -33,14 +34,36 @@ class ArrayData:
     def of(cls, array: Any) -> ArrayData:
         array = np.asarray(array)
         if array.dtype.kind in "OSU":
-            raise UnsupportedError(f"a constant of dtype {array.dtype} cannot be stored")
+            return cls("object", array.shape, _packed(array.reshape(-1).tolist()))
         return cls(array.dtype.name, array.shape, array.tobytes())
 
     def array(self) -> np.ndarray:
+        if self.dtype == "object":
+            return _unpacked(self.data, self.shape)
         return np.frombuffer(self.data, dtype_named(self.dtype)).reshape(self.shape)
 
     def __repr__(self) -> str:
         return f"{self.array().tolist()}: {self.dtype}"
+
+
+def _packed(texts: list[Any]) -> bytes:
+    if not all(isinstance(text, str) for text in texts):
+        raise UnsupportedError("a constant of Python objects other than texts cannot be stored")
+    encoded = [text.encode() for text in texts]
+    return b"".join(struct.pack("<q", len(text)) + text for text in encoded)
+
+
+def _unpacked(data: bytes, shape: tuple[int, ...]) -> np.ndarray:
+    texts = []
+    position = 0
+    while position < len(data):
+        (length,) = struct.unpack_from("<q", data, position)
+        position += 8
+        texts.append(data[position : position + length].decode())
+        position += length
+    array = np.empty(len(texts), object)
+    array[:] = texts
+    return array.reshape(shape)
 
 
 Attribute = Any  # int, float, str, bool, ArrayData, or a tuple of ints, floats or strings

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import numpy as np
@@ -10,6 +11,8 @@ import numpy as np
 from ...ir.errors import InvalidModelError, UnsupportedError
 from ...ir.graph import Node, ValueInfo
 from ...ir.interpreter import Interpreter
+from ...ir.layers.control import Control
+from .control import control
 from .primitives import PRIMITIVES
 
 Value = Any
@@ -38,7 +41,7 @@ class JaxInterpreter(Interpreter):
         outputs, new = super().node(node, params, states, inputs, train=train)
         for name, value in zip(node.outputs, outputs, strict=True):
             info = self._known.get(name)
-            if info is not None and not fits(info.shape, value.shape):
+            if info is not None and hasattr(value, "shape") and not fits(info.shape, value.shape):
                 raise InvalidModelError(
                     f"{name!r} was {info} in the source and has shape {tuple(value.shape)} here: {node.place()}"
                 )
@@ -50,14 +53,27 @@ class JaxInterpreter(Interpreter):
     def dtype_of(self, value: Value) -> np.dtype[Any]:
         return np.dtype(value.dtype)
 
+    @contextmanager
+    def inside(self, known: Mapping[str, ValueInfo]) -> Iterator[None]:
+        """Executes an inner graph: values go by its names."""
+        outer, self._known = self._known, known
+        try:
+            yield
+        finally:
+            self._known = outer
+
+    def plain(self, value: Value) -> Value:
+        """The value as an array in the layout that the model gives it."""
+        return value
+
+    def control(self, layer: Control, inputs: Sequence[Value | None], *, train: bool) -> tuple[Value, ...]:
+        return control(self, layer, inputs, train=train)
+
     def shape_of(self, value: Value) -> tuple[int | str | None, ...] | None:
         return tuple(value.shape)
 
     def call(self, op_type: str, inputs: Sequence[Value | None], attributes: dict[str, Any], outputs: int) -> Any:
-        function = PRIMITIVES.get(op_type)
-        if function is None:
-            raise UnsupportedError(f"the JAX backend has no operator {op_type}{self.where()}")
-        result = function(*inputs, **attributes)
+        result = self.compute(op_type, inputs, attributes)
         results = result if isinstance(result, tuple) else (result,)
         if outputs > len(results):
             raise UnsupportedError(
@@ -65,3 +81,10 @@ class JaxInterpreter(Interpreter):
             )
         results = tuple(np.asarray(r) if isinstance(r, np.generic) else r for r in results[:outputs])
         return results[0] if outputs == 1 else results
+
+    def compute(self, op_type: str, inputs: Sequence[Value | None], attributes: dict[str, Any]) -> Any:
+        """All outputs of a primitive."""
+        function = PRIMITIVES.get(op_type)
+        if function is None:
+            raise UnsupportedError(f"the JAX backend has no operator {op_type}{self.where()}")
+        return function(*inputs, **attributes)

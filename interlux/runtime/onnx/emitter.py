@@ -6,31 +6,29 @@ module call that it came from in its metadata (`interlux.scope`, a JSON list of 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
 import onnx
-from onnx import defs, helper, numpy_helper
+from onnx import defs
 
 from ...ir import dtypes, trees, vocabulary
-from ...ir.errors import InvalidModelError, UnsupportedError
-from ...ir.graph import Node, ValueInfo, graph_of
+from ...ir.errors import UnsupportedError
+from ...ir.graph import Graph, Node, ValueInfo, graph_of
 from ...ir.inference import output_dtype
 from ...ir.interpreter import EVAL, TRAIN, Interpreter, Override
 from ...ir.layer import Layer
-from ...ir.layers import Dense, HardTanh
-from ...ir.model import Model, TensorSpec
+from ...ir.layers import ArrayData, Dense, HardTanh, Scan
+from ...ir.layers.control import Control
+from ...ir.model import Model
 from ..runner import refuse_written_states
 from . import opsets
+from .assembly import Emission, Emitted, EmittedGraph, EmittedNode, assemble
 from .opsets import NeedsOpset
 
 OLDEST_OPSET = 13
 DEFAULT_OPSET = 20  # every runtime in use reads it; raised to what a model needs
-SCOPE_KEY, SOURCE_KEY = "interlux.scope", "interlux.source"
-
 
 _TYPE_STRINGS = {name: text for text, name in dtypes.TYPE_STRINGS.items()}
 
@@ -38,27 +36,6 @@ _TYPE_STRINGS = {name: text for text, name in dtypes.TYPE_STRINGS.items()}
 def type_string(dtype: np.dtype[Any]) -> str:
     """A dtype as ONNX's operator signatures spell it."""
     return _TYPE_STRINGS.get(dtype.name, f"tensor({dtype.name})")
-
-
-@dataclass(eq=False)
-class Emitted:
-    """A value of the graph being emitted. Its name is settled when the graph is complete."""
-
-    dtype: np.dtype[Any]
-    shape: tuple[int | str | None, ...] | None = None
-    name: str = ""
-    array: np.ndarray | None = None  # of a constant or an initialiser
-    made_by: EmittedNode | None = None
-
-
-@dataclass(eq=False)
-class EmittedNode:
-    op_type: str
-    inputs: list[Emitted | None]
-    outputs: list[Emitted]
-    attributes: dict[str, Any]
-    place: tuple[str, ...]
-    node: Node | None = field(default=None)
 
 
 def _dense(
@@ -91,16 +68,69 @@ class OnnxInterpreter(Interpreter):
         super().__init__()
         self.opset = opset
         self.nodes: list[EmittedNode] = []
-        self._constants: dict[tuple[Any, ...], Emitted] = {}
+        self._constants: dict[ArrayData, Emitted] = {}
         self._node: Node | None = None
         self.known: Mapping[str, ValueInfo] = {}  # shapes of a graph's values by name
 
     def const(self, array: Any, like: Emitted | None = None) -> Emitted:
-        array = np.asarray(array) if like is None else np.asarray(array).astype(like.dtype)
-        key = (array.dtype.name, array.shape, array.tobytes())
-        if key not in self._constants:
-            self._constants[key] = Emitted(array.dtype, array.shape, array=array)
-        return self._constants[key]
+        data = ArrayData.of(np.asarray(array) if like is None else np.asarray(array).astype(like.dtype))
+        if data not in self._constants:
+            array = data.array()
+            self._constants[data] = Emitted(array.dtype, array.shape, array=array)
+        return self._constants[data]
+
+    def constants(self) -> list[Emitted]:
+        """The constants made so far."""
+        return list(self._constants.values())
+
+    def own_outputs(self, values: Sequence[Emitted]) -> list[Emitted]:
+        """Values as outputs of the present graph: each made by a node of it, and by itself."""
+        outputs: list[Emitted] = []
+        for value in values:
+            own = value.made_by is not None and value.made_by in self.nodes and value not in outputs
+            outputs.append(value if own else self.emit("Identity", [value], {}))
+        return outputs
+
+    def control(self, layer: Control, inputs: Sequence[Emitted | None], *, train: bool) -> tuple[Emitted, ...]:
+        own, captured = inputs[: layer.own_inputs], inputs[layer.own_inputs :]
+        attributes: dict[str, Any] = {}
+        if isinstance(layer, Scan):
+            attributes["num_scan_inputs"] = layer.scanned
+            for name in ("input_axes", "output_axes", "input_directions", "output_directions"):
+                attributes[f"scan_{name}"] = getattr(layer, name) or None
+        results: list[Emitted] = []
+        for name, graph in layer.graphs():
+            formals = [self._formal(graph, i, own) for i in range(len(graph.inputs) - len(captured))]
+            attributes[name] = self._inner(graph, formals, captured, train)
+            results = attributes[name].outputs
+        made = [Emitted(value.dtype) for value in results[-layer.outputs :]]
+        node = EmittedNode(type(layer).__name__, list(own), made, attributes, self.place, self._node)
+        self._record(node)
+        return tuple(made)
+
+    @staticmethod
+    def _formal(graph: Graph, index: int, given: Sequence[Emitted | None]) -> Emitted:
+        """An input of an inner graph: of the dtype of what the node is given in its place."""
+        outside, info = given[index], graph.values.get(graph.inputs[index])
+        dtype = (np.dtype(np.int64), np.dtype(bool))[index] if outside is None else outside.dtype
+        return Emitted(dtype, None if info is None else info.shape, graph.inputs[index])
+
+    def _inner(
+        self, graph: Graph, formals: Sequence[Emitted], captured: Sequence[Emitted | None], train: bool
+    ) -> EmittedGraph:
+        outer, self.nodes = self.nodes, []
+        known, self.known = self.known, graph.values
+        try:
+            y, _ = graph.forward(self, {}, {}, *formals, *captured, train=train)
+            outputs = self.own_outputs(y if isinstance(y, tuple) else (y,))
+            return EmittedGraph(list(formals), self.nodes, outputs)
+        finally:
+            self.nodes, self.known = outer, known
+
+    def _record(self, node: EmittedNode) -> None:
+        for value in node.outputs:
+            value.made_by = node
+        self.nodes.append(node)
 
     def dtype_of(self, value: Emitted) -> np.dtype[Any]:
         return value.dtype
@@ -120,18 +150,17 @@ class OnnxInterpreter(Interpreter):
         given = [None if value is None else value.dtype for value in inputs]
         made = [Emitted(output_dtype(op_type, i, given, attributes)) for i in range(outputs)]
         node = EmittedNode(op_type, list(inputs), made, kept, self.place, self._node)
-        for value in made:
-            value.made_by = node
-        self.nodes.append(node)
+        self._record(node)
         return made[0] if outputs == 1 else tuple(made)
 
     def _checked(self, op_type: str, inputs: Sequence[Emitted | None], attributes: Mapping[str, Any]) -> dict[str, Any]:
         """The attributes that the operator of the target opset has. Raises UnsupportedError if others are needed."""
         newest = vocabulary.signature(op_type)
-        if newest.domain:
+        if newest.domain == vocabulary.OWN_DOMAIN:
             raise UnsupportedError(f"ONNX has no operator {op_type}{self.where()}")
+        version = newest.since if newest.domain else self.opset
         try:
-            schema = defs.get_schema(op_type, self.opset, "")
+            schema = defs.get_schema(op_type.removeprefix(f"{newest.domain}."), version, newest.domain)
         except defs.SchemaError:
             raise NeedsOpset(
                 f"{op_type} needs opset {newest.since}, {self.opset} is asked for{self.where()}", newest.since
@@ -147,7 +176,8 @@ class OnnxInterpreter(Interpreter):
             problem = f"{schema.max_input} inputs only"
         for i, value in enumerate(inputs):
             formal = schema.inputs[min(i, len(schema.inputs) - 1)]
-            if value is not None and type_string(value.dtype) not in formal.types:
+            plain = any(kind.startswith("tensor(") for kind in formal.types)  # containers are left to the checker
+            if value is not None and plain and type_string(value.dtype) not in formal.types:
                 problem = f"no {value.dtype.name} for {formal.name!r}"
         if problem is not None:
             message = f"{op_type} has {problem} in opset {self.opset}{self.where()}"
@@ -187,20 +217,25 @@ def emit(model: Model, opset: int | None = None) -> onnx.ModelProto:
 
     Raises UnsupportedError if an operator does not exist in that opset or ONNX has no form for a layer.
     """
+    return emission(model, opset).whole()
+
+
+def emission(model: Model, opset: int | None = None) -> Emission:
+    """As `emit`, without copying the large arrays."""
     newest = defs.onnx_opset_version()
     if opset is not None and not OLDEST_OPSET <= opset <= newest:
         raise UnsupportedError(f"opset {opset} cannot be emitted; choose {OLDEST_OPSET} to {newest}")
     version = DEFAULT_OPSET if opset is None else opset
     while True:
         try:
-            return _emit(model, version)
+            return _emission(model, version)
         except NeedsOpset as error:
             if opset is not None or version >= newest:
                 raise
             version = min(max(error.opset, version + 1), newest)
 
 
-def _emit(model: Model, opset: int) -> onnx.ModelProto:
+def _emission(model: Model, opset: int) -> Emission:
     signature = model.require_signature()
     op = OnnxInterpreter(opset)
     inputs = [Emitted(dtypes.dtype_named(s.dtype), s.shape, s.name) for s in signature.inputs]
@@ -215,83 +250,9 @@ def _emit(model: Model, opset: int) -> onnx.ModelProto:
         op.known = graph.values
     y, new = op.layer(model.layer, params, states, *inputs, train=False)
     refuse_written_states(states, new)
-    results = list(y) if isinstance(y, tuple) else [y]
-    outputs = []
-    for spec, value in zip(signature.outputs, results, strict=True):
-        if value.made_by is None or value in outputs:  # an input, a parameter, or one value returned twice
-            value = op.emit("Identity", [value], {})
+    outputs = op.own_outputs(y if isinstance(y, tuple) else (y,))
+    for spec, value in zip(signature.outputs, outputs, strict=True):
         value.name = spec.name
-        outputs.append(value)
-    proto = _assemble(model, op, inputs, list(stored.values()), outputs)
-    try:
-        onnx.checker.check_model(proto, full_check=proto.ByteSize() < 2**31 - 1)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise InvalidModelError(f"the emitted ONNX model is not valid in opset {opset}: {error}") from error
-    return proto
-
-
-class _Names:
-    """Unique names within one graph."""
-
-    def __init__(self) -> None:
-        self._taken: set[str] = set()
-
-    def take(self, wish: str) -> str:
-        name, k = wish, 1
-        while name in self._taken:
-            name, k = f"{wish}_{k}", k + 1
-        self._taken.add(name)
-        return name
-
-
-def _assemble(
-    model: Model, op: OnnxInterpreter, inputs: list[Emitted], stored: list[Emitted], outputs: list[Emitted]
-) -> onnx.ModelProto:
-    names, signature = _Names(), model.require_signature()
-    used = {id(value) for node in op.nodes for value in node.inputs if value is not None}
-    initialisers = [value for value in stored if id(value) in used]
-    constants = [value for value in op._constants.values() if id(value) in used]
-    for value in (*inputs, *outputs, *initialisers):
-        value.name = names.take(value.name)
-    for i, value in enumerate(constants):
-        value.name = names.take(f"constant_{i}")
-    settled = {id(value) for value in (*inputs, *outputs)}
-    node_names, protos = _Names(), []
-    keep_metadata = op.opset >= 18  # metadata of nodes came with IR version 10, which runtimes of older opsets refuse
-    for node in op.nodes:
-        scope = node.node.scope if node.node is not None else ()
-        module = scope[-1].path.replace(".", "/") if scope else "/".join(node.place)
-        name = node_names.take(f"/{module}/{node.op_type}" if module else f"/{node.op_type}")
-        for value in node.outputs:
-            if id(value) not in settled:
-                value.name = names.take(value.name or f"{name}_output")
-                settled.add(id(value))
-        attributes = {k: _attribute(v) for k, v in node.attributes.items() if v is not None}
-        names_in = ["" if value is None else value.name for value in node.inputs]
-        proto = helper.make_node(node.op_type, names_in, [v.name for v in node.outputs], name=name, **attributes)
-        if keep_metadata and node.node is not None:
-            calls = [[c.path, c.number, c.module_class] for c in scope]
-            for key, text in ((SCOPE_KEY, json.dumps(calls) if calls else ""), (SOURCE_KEY, node.node.source)):
-                if text:
-                    proto.metadata_props.add(key=key, value=text)
-        protos.append(proto)
-
-    def info(spec: TensorSpec, name: str) -> onnx.ValueInfoProto:
-        return helper.make_tensor_value_info(name, dtypes.to_onnx(dtypes.dtype_named(spec.dtype)), spec.shape)
-
-    graph = helper.make_graph(
-        protos,
-        str(model.metadata.get("name", "model")),
-        [info(spec, value.name) for spec, value in zip(signature.inputs, inputs, strict=True)],
-        [info(spec, value.name) for spec, value in zip(signature.outputs, outputs, strict=True)],
-        [numpy_helper.from_array(np.asarray(v.array), v.name) for v in (*initialisers, *constants)],
-    )
-    imports = [helper.make_opsetid("", op.opset)]
-    version = max(10 if keep_metadata else 8, helper.find_min_ir_version_for(imports))
-    return helper.make_model(graph, opset_imports=imports, ir_version=version, producer_name="interlux")
-
-
-def _attribute(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
-        return numpy_helper.from_array(value)
-    return list(value) if isinstance(value, tuple) else value
+    made = assemble(model, opset, op.nodes, inputs, stored.values(), op.constants(), outputs)
+    made.check(opset)
+    return made

@@ -49,7 +49,7 @@ def _sizes(model: Model, shapes: Sequence[Sequence[tuple[int, ...]]]) -> dict[st
     sizes: dict[str, int] = {"": 1}
     for probe in shapes:
         for spec, shape in zip(model.require_signature().inputs, probe, strict=True):
-            for name, size in zip(spec.shape, shape, strict=True):
+            for name, size in zip(spec.shape or shape, shape, strict=True):
                 if not isinstance(name, int):
                     sizes[""] = max(sizes[""], size)
                     sizes[name or ""] = max(sizes.get(name or "", 1), size)

@@ -217,7 +217,7 @@ def varied(arrays: list[np.ndarray]) -> list[np.ndarray]:
 
 def _axes(spec: TensorSpec) -> Iterator[int | str]:
     """Sizes and dimension names; an unknown size is a dimension of its own."""
-    for axis, size in enumerate(spec.shape):
+    for axis, size in enumerate(spec.shape or ()):
         yield f"axis {axis} of {spec.name}" if size is None else size
 
 

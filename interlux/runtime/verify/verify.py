@@ -12,7 +12,7 @@ import numpy as np
 from ...ir import trees
 from ...ir.dtypes import dtype_named
 from ...ir.errors import InterluxError, InvalidModelError, ResourceLimitError, UnsupportedError
-from ...ir.model import Model, TensorSpec
+from ...ir.model import Model, Signature, TensorSpec
 from ..runner import first_line
 from . import probes as _probes
 from .bounds import integer_bounds
@@ -58,6 +58,7 @@ def verify(
     itself runs on none of the inputs.
     """
     signature = model.require_signature()
+    _refuse_containers(signature, inputs is not None)
     if isinstance(backends, str):
         backends = [name for part in backends.split(",") if (name := part.strip())]
     makers = {name: _maker(name, model) for name in backends}
@@ -363,5 +364,18 @@ def _error(result: np.ndarray, reference: np.ndarray) -> np.ndarray | None:
         return np.asarray(result.astype(wide) - reference.astype(wide))
 
 
+def _refuse_containers(signature: Signature, given: bool) -> None:
+    """Raises UnsupportedError for what is not compared, or, unless inputs are given, not drawn at random."""
+    specs = (*signature.inputs, *signature.outputs)
+    strange = [str(s) for s in specs if s.container or s.dtype == "object"]
+    if strange:
+        raise UnsupportedError(
+            "the verifier compares tensors of numbers; run the model by ix.compile and compare these yourself", strange
+        )
+    unknown = [str(spec) for spec in signature.inputs if spec.shape is None]
+    if unknown and not given:
+        raise UnsupportedError("inputs of unknown rank cannot be drawn: give inputs=", unknown)
+
+
 def _is_dynamic(specs: Sequence[TensorSpec]) -> bool:
-    return any(not isinstance(size, int) for spec in specs for size in spec.shape)
+    return any(not isinstance(size, int) for spec in specs for size in spec.shape or ())
