@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from . import trees
+from .containers import OPTIONAL, OPTIONAL_SEQUENCE, SEQUENCE
 from .dtypes import dtype_named
 from .errors import InvalidModelError
 from .graph import graph_of
@@ -32,9 +33,6 @@ def filled(structure: Structure, tensors: Sequence[Any]) -> Any:
         return {key: filled(inner, tensors) for key, inner in structure["dict"].items()}
     items = [filled(inner, tensors) for inner in structure.get("tuple", structure.get("list"))]
     return tuple(items) if "tuple" in structure else items
-
-
-SEQUENCE, OPTIONAL, OPTIONAL_SEQUENCE = "sequence", "optional", "optional sequence"
 
 
 @dataclass(frozen=True)

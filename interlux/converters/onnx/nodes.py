@@ -12,11 +12,12 @@ import onnx
 from onnx import AttributeProto
 
 from ...ir import dtypes, trees, vocabulary
+from ...ir.containers import SEQUENCE
 from ...ir.errors import InvalidModelError, UnsupportedError
-from ...ir.inference import output_dtype
+from ...ir.inference import output_container, output_dtype
 from ...ir.layers import Dense, If, Loop, Operator, Scan, SequenceMap
 from ...ir.layers.control import Control
-from ...ir.model import OPTIONAL, OPTIONAL_SEQUENCE, SEQUENCE, Dimension
+from ...ir.model import Dimension
 from ..archive import shown
 from ..bodies import BodyBuilder
 from ..builder import GraphBuilder, Place, Shape, Value
@@ -216,6 +217,8 @@ class Nodes:
         return form
 
     def _made(self, form: Form) -> tuple[Value, ...]:
+        if form.made is not None:
+            return form.made
         layer = layers.recognised(self._op, form)
         return (layer,) if layer is not None else self._operator(form)
 
@@ -234,12 +237,15 @@ class Nodes:
             self._dtype(name) if name in self._kinds.dtypes else output_dtype(form.op_type, i, given, attributes)
             for i, name in enumerate(form.outputs)
         ]
+        container = output_container(
+            form.op_type, ["" if value is None else value.container for value in form.inputs], attributes
+        )
         operator = Operator.of(form.op_type, outputs=count, **attributes)
         made = self._op.add(operator, *form.inputs, outputs=count)
         values: tuple[Value, ...] = (made,) if count == 1 else made
         for value, kind, name in zip(values, kinds, form.outputs, strict=True):
             value.dtype = kind
-            value.container = self._kinds.containers.get(name) or _container(form)
+            value.container = self._kinds.containers.get(name) or container
         return values
 
     def _dense(self, nodes: layers.DenseNodes, output: str) -> None:
@@ -288,6 +294,8 @@ class Nodes:
                 inner, results = body("body", [number, going, *inputs[2:]])
                 captured = list(inner.captured)
                 layer, results = Loop(inner.body(results, captured), len(inputs) - 2), results[1:]
+            case "Scan" if self._context.plan.opset < 9:
+                return self._scan_of_batches(attributes, inputs, index)
             case "Scan":
                 scanned = attributes["num_scan_inputs"].i
                 inner, results = body("body", inputs[: len(inputs) - scanned])
@@ -312,6 +320,36 @@ class Nodes:
         values: tuple[Value, ...] = (made,) if layer.outputs == 1 else made
         for value, result in zip(values, results, strict=True):
             value.dtype, value.container = result.dtype, result.container
+        return values
+
+    def _scan_of_batches(
+        self, attributes: dict[str, AttributeProto], inputs: Sequence[Value | None], index: int
+    ) -> tuple[Value, ...]:
+        """Scan of opset 8: over axis 1, for each element of a batch (axis 0): a Scan inside a Scan."""
+        if not inputs or inputs[0] is not None:
+            raise UnsupportedError(
+                "Scan with sequence_lens (opset 8) is not supported; re-export with opset 9 or above"
+            )
+        outer = BodyBuilder(self._op)
+        nodes = Nodes(self._context, outer, self._path, self)
+        scanned, directions = (
+            attributes["num_scan_inputs"].i,
+            tuple(attributes.get("directions", AttributeProto()).ints),
+        )
+        formals = [outer.input(f"element {i}", v.dtype, None) for i, v in enumerate(inputs) if v is not None]
+        inner, results = nodes._body(
+            attributes["body"].g, (*self._path, (index, "body")), formals[: len(formals) - scanned]
+        )
+        captured = list(inner.captured)
+        layer = Scan(inner.body(results, captured), scanned, input_directions=directions, captured=len(captured))
+        made = outer.add(layer, *formals, *captured, outputs=layer.outputs)
+        rows: tuple[Value, ...] = (made,) if layer.outputs == 1 else made
+        captured = list(outer.captured)
+        whole = Scan(outer.body(rows, captured), len(formals), captured=len(captured))
+        made = self._op.add(whole, *inputs[1:], *captured, outputs=whole.outputs)
+        values: tuple[Value, ...] = (made,) if whole.outputs == 1 else made
+        for value, result in zip(values, results, strict=True):
+            value.dtype = result.dtype
         return values
 
     def _body(
@@ -346,21 +384,6 @@ class Nodes:
 
 def _place(node: onnx.NodeProto) -> Place:
     return Place(node.name or next(filter(None, node.output), ""), scopes.scope_of(node), scopes.source_of(node))
-
-
-def _container(form: Form) -> str:
-    """What container an operator returns, where type inference does not say."""
-    first = next((value.container for value in form.inputs if value is not None), "")
-    if form.op_type in _MAKE_SEQUENCES:
-        return SEQUENCE
-    match form.op_type:
-        case "Identity":
-            return first
-        case "Optional":
-            return OPTIONAL_SEQUENCE if first == SEQUENCE or "seq" in str(form.attributes.get("type", "")) else OPTIONAL
-        case "OptionalGetElement":
-            return SEQUENCE if first.endswith(SEQUENCE) else ""
-    return ""
 
 
 def _is_default(value: Any, default: Any) -> bool:

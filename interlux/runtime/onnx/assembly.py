@@ -12,9 +12,10 @@ import onnx
 from onnx import TensorProto, defs, helper, numpy_helper
 
 from ...ir import dtypes, vocabulary
+from ...ir.containers import OPTIONAL, OPTIONAL_SEQUENCE, SEQUENCE
 from ...ir.errors import InvalidModelError
 from ...ir.graph import Node
-from ...ir.model import OPTIONAL, OPTIONAL_SEQUENCE, SEQUENCE, Model, TensorSpec
+from ...ir.model import Model, TensorSpec
 
 SCOPE_KEY, SOURCE_KEY = "interlux.scope", "interlux.source"
 LARGE = 1024  # bytes; larger initialisers are kept aside until the model is written
@@ -30,6 +31,7 @@ class Emitted:
     name: str = ""
     array: np.ndarray | None = None  # of a constant or an initialiser
     made_by: EmittedNode | None = None
+    container: str = ""  # as in `TensorSpec.container`
 
 
 @dataclass(eq=False)
@@ -183,13 +185,19 @@ class _Writer:
         return helper.make_attribute(name, value)
 
     def _graph(self, name: str, graph: EmittedGraph) -> onnx.GraphProto:
-        """An inner graph. Its inputs and outputs carry no types: they follow from the node, and from the values."""
+        """An inner graph, its inputs and outputs with their types."""
         for value in graph.inputs:
             self.settle(value, value.name)
         nodes = self.nodes(graph.nodes)
         proto = onnx.GraphProto(name=name, node=nodes)
-        proto.input.extend(onnx.ValueInfoProto(name=value.name) for value in graph.inputs)
-        proto.output.extend(onnx.ValueInfoProto(name=value.name) for value in graph.outputs)
+        proto.input.extend(
+            _info(TensorSpec(value.name, value.dtype.name, value.shape, None, value.container), value.name)
+            for value in graph.inputs
+        )
+        proto.output.extend(
+            _info(TensorSpec(value.name, value.dtype.name, None, None, value.container), value.name)
+            for value in graph.outputs
+        )
         return proto
 
 

@@ -14,12 +14,13 @@ import onnx
 from onnx import defs
 
 from ...ir import dtypes, trees, vocabulary
+from ...ir.containers import SEQUENCE
 from ...ir.errors import UnsupportedError
 from ...ir.graph import Graph, Node, ValueInfo, graph_of
-from ...ir.inference import output_dtype
+from ...ir.inference import output_container, output_dtype
 from ...ir.interpreter import EVAL, TRAIN, Interpreter, Override
 from ...ir.layer import Layer
-from ...ir.layers import ArrayData, Dense, HardTanh, Scan
+from ...ir.layers import ArrayData, Dense, HardTanh, Loop, Scan, SequenceMap
 from ...ir.layers.control import Control
 from ...ir.model import Model
 from ..runner import refuse_written_states
@@ -100,20 +101,29 @@ class OnnxInterpreter(Interpreter):
                 attributes[f"scan_{name}"] = getattr(layer, name) or None
         results: list[Emitted] = []
         for name, graph in layer.graphs():
-            formals = [self._formal(graph, i, own) for i in range(len(graph.inputs) - len(captured))]
+            formals = [self._formal(layer, graph, i, own) for i in range(len(graph.inputs) - len(captured))]
             attributes[name] = self._inner(graph, formals, captured, train)
             results = attributes[name].outputs
-        made = [Emitted(value.dtype) for value in results[-layer.outputs :]]
+        containers = [SEQUENCE if isinstance(layer, SequenceMap) else value.container for value in results]
+        made = [
+            Emitted(value.dtype, container=container)
+            for value, container in zip(results[-layer.outputs :], containers[-layer.outputs :], strict=True)
+        ]
         node = EmittedNode(type(layer).__name__, list(own), made, attributes, self.place, self._node)
         self._record(node)
         return tuple(made)
 
     @staticmethod
-    def _formal(graph: Graph, index: int, given: Sequence[Emitted | None]) -> Emitted:
+    def _formal(layer: Control, graph: Graph, index: int, given: Sequence[Emitted | None]) -> Emitted:
         """An input of an inner graph: of the dtype of what the node is given in its place."""
-        outside, info = given[index], graph.values.get(graph.inputs[index])
-        dtype = (np.dtype(np.int64), np.dtype(bool))[index] if outside is None else outside.dtype
-        return Emitted(dtype, None if info is None else info.shape, graph.inputs[index])
+        name, info = graph.inputs[index], graph.values.get(graph.inputs[index])
+        if isinstance(layer, Loop) and index < 2:
+            return Emitted(np.dtype((np.int64, bool)[index]), (), name)
+        outside = given[index]
+        if outside is None:
+            raise UnsupportedError(f"input {index} of {type(layer).__name__} is absent")
+        container = "" if isinstance(layer, SequenceMap) and layer.sequences[index] else outside.container
+        return Emitted(outside.dtype, None if info is None else info.shape, name, container=container)
 
     def _inner(
         self, graph: Graph, formals: Sequence[Emitted], captured: Sequence[Emitted | None], train: bool
@@ -146,14 +156,22 @@ class OnnxInterpreter(Interpreter):
         self, op_type: str, inputs: Sequence[Emitted | None], attributes: Mapping[str, Any], outputs: int = 1
     ) -> Any:
         """One node, as the target opset defines the operator."""
-        kept = self._checked(op_type, inputs, attributes)
         given = [None if value is None else value.dtype for value in inputs]
-        made = [Emitted(output_dtype(op_type, i, given, attributes)) for i in range(outputs)]
+        kinds = [output_dtype(op_type, i, given, attributes) for i in range(outputs)]
+        kept = self._checked(op_type, inputs, attributes, kinds)
+        container = output_container(op_type, [v.container if v is not None else "" for v in inputs], attributes)
+        made = [Emitted(kind, container=container) for kind in kinds]
         node = EmittedNode(op_type, list(inputs), made, kept, self.place, self._node)
         self._record(node)
         return made[0] if outputs == 1 else tuple(made)
 
-    def _checked(self, op_type: str, inputs: Sequence[Emitted | None], attributes: Mapping[str, Any]) -> dict[str, Any]:
+    def _checked(
+        self,
+        op_type: str,
+        inputs: Sequence[Emitted | None],
+        attributes: Mapping[str, Any],
+        outputs: Sequence[np.dtype[Any]],
+    ) -> dict[str, Any]:
         """The attributes that the operator of the target opset has. Raises UnsupportedError if others are needed."""
         newest = vocabulary.signature(op_type)
         if newest.domain == vocabulary.OWN_DOMAIN:
@@ -174,11 +192,12 @@ class OnnxInterpreter(Interpreter):
                 problem = f"no {name!r}"
         if len(inputs) > schema.max_input:
             problem = f"{schema.max_input} inputs only"
-        for i, value in enumerate(inputs):
-            formal = schema.inputs[min(i, len(schema.inputs) - 1)]
+        read = [(schema.inputs, i, value.dtype) for i, value in enumerate(inputs) if value is not None]
+        for formals, i, dtype in (*read, *((schema.outputs, i, dtype) for i, dtype in enumerate(outputs))):
+            formal = formals[min(i, len(formals) - 1)]
             plain = any(kind.startswith("tensor(") for kind in formal.types)  # containers are left to the checker
-            if value is not None and plain and type_string(value.dtype) not in formal.types:
-                problem = f"no {value.dtype.name} for {formal.name!r}"
+            if plain and type_string(dtype) not in formal.types:
+                problem = f"no {dtype.name} for {formal.name!r}"
         if problem is not None:
             message = f"{op_type} has {problem} in opset {self.opset}{self.where()}"
             if self.opset < newest.since:
@@ -238,7 +257,7 @@ def emission(model: Model, opset: int | None = None) -> Emission:
 def _emission(model: Model, opset: int) -> Emission:
     signature = model.require_signature()
     op = OnnxInterpreter(opset)
-    inputs = [Emitted(dtypes.dtype_named(s.dtype), s.shape, s.name) for s in signature.inputs]
+    inputs = [Emitted(dtypes.dtype_named(s.dtype), s.shape, s.name, container=s.container) for s in signature.inputs]
     stored = {
         path: Emitted(leaf.dtype, leaf.shape, trees.name_of(path), np.asarray(leaf))
         for tree in (model.params, model.states)

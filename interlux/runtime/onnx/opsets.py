@@ -163,11 +163,17 @@ def _swish(op: OnnxInterpreter, op_type: str, inputs: Sequence[Any], attributes:
     return op.Mul(x, op.Sigmoid(x if alpha == 1 else op.Mul(x, op.const(alpha, like=x))))
 
 
+def _normalised_axes(op: OnnxInterpreter, x: Emitted, attributes: dict[str, Any]) -> Any:
+    """The axes from `axis` to the last one, counted from the end."""
+    axis = attributes.get("axis", -1)
+    return op.ints(*range(axis if axis < 0 else axis - op.rank_of(x), 0))
+
+
 @_below(17, "LayerNormalization")
 def _layer_norm(op: OnnxInterpreter, op_type: str, inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
     x, weight, *bias = inputs
     wide = op.cast(x, np.float32) if x.dtype.itemsize == 2 else x  # statistics in float32 at least
-    axes = op.ints(*range(attributes.get("axis", -1), 0))
+    axes = _normalised_axes(op, x, attributes)
     centred = op.Sub(wide, op.ReduceMean(wide, axes))
     variance = op.ReduceMean(op.Mul(centred, centred), axes)
     deviation = op.Sqrt(op.Add(variance, op.const(attributes.get("epsilon", 1e-5), like=wide)))
@@ -179,7 +185,7 @@ def _layer_norm(op: OnnxInterpreter, op_type: str, inputs: Sequence[Any], attrib
 def _rms_norm(op: OnnxInterpreter, op_type: str, inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
     x, weight = inputs
     wide = op.cast(x, np.float32) if x.dtype.itemsize == 2 else x
-    square = op.ReduceMean(op.Mul(wide, wide), op.ints(*range(attributes.get("axis", -1), 0)))
+    square = op.ReduceMean(op.Mul(wide, wide), _normalised_axes(op, x, attributes))
     root = op.Sqrt(op.Add(square, op.const(attributes.get("epsilon", 1e-5), like=wide)))
     return op.Mul(op.cast(op.Div(wide, root), x.dtype), weight)
 
