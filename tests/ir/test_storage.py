@@ -33,6 +33,8 @@ def graph(*layers: ix.Layer, inputs: tuple[str, ...] = ("x",), outputs: tuple[st
 LOOPED = graph(l.relu, inputs=("i", "going", "x"), outputs=("going", "x", "y0"))
 EXAMPLES = [
     l.Dense(4, 2, activation=l.gelu),
+    l.Dense(4, 2, in_first=True),
+    l.Recurrent("GRU", 4, 2, "bidirectional", attributes=(("linear_before_reset", 1),), outputs=2),
     l.Chain(l.Conv(4, 6, (3, 2), (2, 1), (1, 0, 1, 0), (1, 1), 2), l.BatchNorm(6, mode="never"), l.Dropout(0.1)),
     l.Chain(l.Dense(4, 4)),
     l.SkipConnection(l.Dense(4, 4), l.Operator("Mul")),

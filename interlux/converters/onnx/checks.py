@@ -14,9 +14,9 @@ import onnx
 from onnx import AttributeProto, TensorProto, checker, defs, helper, inliner, shape_inference
 
 from ...ir import dtypes, vocabulary
+from ...ir.containers import OPTIONAL, OPTIONAL_SEQUENCE, SEQUENCE
 from ...ir.errors import InvalidModelError, ResourceLimitError, UnsupportedError
 from ...ir.graph import ValueInfo
-from ...ir.model import OPTIONAL, OPTIONAL_SEQUENCE, SEQUENCE
 from ..archive import shown
 from .upgrades import OLDEST_OPSET, upgradable
 
@@ -24,6 +24,7 @@ OUTLINE_ELEMENTS = 1024  # larger initialisers are no shapes
 MAX_NODES = 1_000_000  # after inlining: a function that calls another twice, and so on, doubles each time
 DOMAINS = ("", "ai.onnx.ml", "ai.onnx.preview", "ai.onnx.preview.training")  # whose operators are primitives
 SUBGRAPHS = frozenset(("If", "Loop", "Scan", "SequenceMap"))
+EXPANDED = frozenset((("ai.onnx.preview", "FlexAttention"),))
 GraphPath = tuple[tuple[int, str], ...]  # (index of the node, name of its attribute) from the outermost graph inwards
 
 
@@ -77,6 +78,7 @@ def outline(proto: onnx.ModelProto, name: str) -> Outline:
     model = _without_large_tensors(proto, name)
     if model.functions:
         model = _inlined(model, name)
+    model = _expanded(model, name)
     items = list(_unsupported(model.graph, versions))
     if items:
         raise UnsupportedError(f"{name} has parts that are not supported yet", items)
@@ -159,8 +161,7 @@ def _versions(proto: onnx.ModelProto, name: str) -> dict[str, int]:
             listed = ", ".join(map(str, sorted(versions)))
             raise InvalidModelError(f"{name} names several versions of {shown(domain or 'ai.onnx')}: {listed}")
     result = {domain: next(iter(versions)) for domain, versions in found.items()}
-    # without one, it uses no operator of ai.onnx; the first files could not name one
-    opset = result.setdefault("", 1 if proto.ir_version < 3 else defs.onnx_opset_version())
+    opset = result.setdefault("", defs.onnx_opset_version())  # without one, it uses no operator of ai.onnx
     if opset < OLDEST_OPSET:
         raise InvalidModelError(f"{name} has opset {opset}; there is none below {OLDEST_OPSET}")
     if opset > defs.onnx_opset_version():
@@ -234,6 +235,17 @@ def _inlined(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
         return inliner.inline_local_functions(model)
     except (RuntimeError, ValueError, TypeError) as error:
         raise InvalidModelError(f"{name}: its functions cannot be inlined: {_one_line(error)}") from error
+
+
+def _expanded(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
+    """The model with those operators written out that take graphs and that ONNX itself defines by other operators."""
+    present = {(node.domain, node.op_type) for node in all_nodes(model.graph.node)} & EXPANDED
+    if not present:
+        return model
+    try:
+        return inliner.inline_selected_functions(model, sorted(present), False, True)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise InvalidModelError(f"{name}: {sorted(present)[0][1]} cannot be expanded: {_one_line(error)}") from error
 
 
 def all_nodes(nodes: object) -> Iterator[onnx.NodeProto]:

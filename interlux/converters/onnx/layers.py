@@ -17,12 +17,13 @@ import onnx
 from ...ir import trees
 from ...ir.errors import InvalidModelError
 from ...ir.layer import NEVER
-from ...ir.layers import BatchNorm, Conv, Dense, Dropout, Embedding, LayerNorm
+from ...ir.layers import BatchNorm, Conv, Dense, Dropout, Embedding, LayerNorm, Recurrent
+from ...ir.layers.recurrent import GATES
 from ..builder import GraphBuilder, Value
 from .upgrades import Form
 from .weights import Uses
 
-Recogniser = Callable[[GraphBuilder, Form], Value | None]
+Recogniser = Callable[[GraphBuilder, Form], Value | tuple[Value, ...] | None]
 
 
 def _stored(*values: Value | None) -> bool:
@@ -44,20 +45,16 @@ def _sizes(value: Value | None) -> tuple[Any, ...]:
 def _gemm(op: GraphBuilder, form: Form) -> Value | None:
     x, weight, bias = _inputs(form, 3)
     get = form.attributes.get
-    if (
-        get("transA", 0)
-        or not get("transB", 0)
-        or get("alpha", 1.0) != 1
-        or (bias is not None and get("beta", 1.0) != 1)
-    ):
+    in_first = not get("transB", 0)
+    if get("transA", 0) or get("alpha", 1.0) != 1 or (bias is not None and get("beta", 1.0) != 1):
         return None
     if not _stored(weight) or (bias is not None and not _stored(weight, bias)):
         return None
-    rows, columns = _sizes(weight)
+    rows, columns = _sizes(weight)[::-1] if in_first else _sizes(weight)
     if bias is not None and _sizes(bias) != (rows,):
         return None  # it broadcasts
     return op.add(
-        Dense(columns, rows, use_bias=bias is not None),
+        Dense(columns, rows, use_bias=bias is not None, in_first=in_first),
         x,
         params={"weight": weight, "bias": bias},
     )
@@ -146,6 +143,32 @@ def shortest(number: float) -> float:
     return float(str(np.float32(number)))
 
 
+def _recurrent(op: GraphBuilder, form: Form) -> tuple[Value, ...] | None:
+    x, weight, recurrence, bias, lengths, h0, c0, peepholes = _inputs(form, 8)
+    arrays = [value for value in (weight, recurrence, bias, peepholes) if value is not None]
+    if x is None or weight is None or not _stored(*arrays) or weight.dtype != x.dtype:
+        return None
+    attributes = dict(form.attributes)
+    direction, hidden = attributes.pop("direction", "forward"), _sizes(recurrence)[-1]
+    if attributes.pop("hidden_size", hidden) != hidden:
+        return None
+    layer = Recurrent(
+        form.op_type,
+        _sizes(weight)[-1],
+        hidden,
+        direction,
+        bias is not None,
+        peepholes is not None,
+        tuple(sorted(attributes.items())),
+        len(form.outputs),
+    )
+    params = {"weight": weight, "recurrence": recurrence, "bias": bias, "peepholes": peepholes}
+    if any(value is not None and _sizes(value) != layer.param_shapes()[slot] for slot, value in params.items()):
+        return None
+    made = op.add(layer, x, lengths, h0, c0, params=params, outputs=layer.outputs)
+    return (made,) if layer.outputs == 1 else made
+
+
 RECOGNISERS: dict[str, Recogniser] = {
     "BatchNormalization": _batch_norm,
     "Conv": _conv,
@@ -153,13 +176,17 @@ RECOGNISERS: dict[str, Recogniser] = {
     "Gather": _gather,
     "Gemm": _gemm,
     "LayerNormalization": _layer_norm,
+    **dict.fromkeys(GATES, _recurrent),
 }
 
 
-def recognised(op: GraphBuilder, form: Form) -> Value | None:
-    """The output of the richer layer that a node is, None if there is none."""
+def recognised(op: GraphBuilder, form: Form) -> tuple[Value, ...] | None:
+    """The outputs of the richer layer that a node is, None if there is none."""
     recognise = RECOGNISERS.get(form.op_type)
-    return None if recognise is None or any(form.outputs[1:]) else recognise(op, form)
+    if recognise is None or (any(form.outputs[1:]) and form.op_type not in GATES):
+        return None
+    made = recognise(op, form)
+    return (made,) if isinstance(made, Value) else made
 
 
 # --- several nodes that are one layer
@@ -167,18 +194,19 @@ def recognised(op: GraphBuilder, form: Form) -> Value | None:
 
 @dataclass(frozen=True)
 class DenseNodes:
-    """MatMul(x, Transpose(weight)) and, if there is one, the Add of a bias, which interlux writes for a Dense whose
-    input is no matrix.
+    """MatMul(x, weight) or MatMul(x, Transpose(weight)) and, if there is one, the Add of a bias.
 
     Arguments:
         product: the MatMul node.
         x, weight, bias: names of values.
+        in_first: whether the weight is not transposed.
     """
 
     product: onnx.NodeProto
     x: str
     weight: str
     bias: str | None
+    in_first: bool
 
 
 @dataclass(frozen=True)
@@ -205,20 +233,22 @@ def patterns(
     for node in nodes:
         if node.op_type != "MatMul" or len(node.input) != 2:
             continue
-        transpose = uses.producer.get(node.input[1])
-        if transpose is None or transpose.op_type != "Transpose":
+        weight, transpose = node.input[1], uses.producer.get(node.input[1])
+        in_first = weight in shapes
+        if not in_first and transpose is not None and transpose.op_type == "Transpose":
+            perm = next((list(a.ints) for a in transpose.attribute if a.name == "perm"), [1, 0])
+            weight = transpose.input[0] if perm == [1, 0] else ""
+        if len(shapes.get(weight, ())) != 2 or node.input[0] in shapes:
             continue
-        weight = transpose.input[0]
-        perm = next((list(a.ints) for a in transpose.attribute if a.name == "perm"), [1, 0])
-        if len(shapes.get(weight, ())) != 2 or perm != [1, 0]:
-            continue
+        units = shapes[weight][1 if in_first else 0]
         product = node.output[0]
         readers = uses.readers.get(product, [])
-        if len(readers) == 1 and readers[0].op_type == "Add" and product not in outputs:
+        # before opset 7, attributes of an Add could align its inputs otherwise
+        if len(readers) == 1 and readers[0].op_type == "Add" and not readers[0].attribute and product not in outputs:
             (other,) = [name for name in readers[0].input if name != product]
-            if shapes.get(other) == shapes[weight][:1]:
-                dense[readers[0].output[0]] = DenseNodes(node, node.input[0], weight, other)
+            if shapes.get(other) == (units,):
+                dense[readers[0].output[0]] = DenseNodes(node, node.input[0], weight, other, in_first)
                 inside.add(product)
                 continue
-        dense[product] = DenseNodes(node, node.input[0], weight, None)
+        dense[product] = DenseNodes(node, node.input[0], weight, None, in_first)
     return Patterns(dense, inside)

@@ -219,8 +219,8 @@ class Nodes:
     def _made(self, form: Form) -> tuple[Value, ...]:
         if form.made is not None:
             return form.made
-        layer = layers.recognised(self._op, form)
-        return (layer,) if layer is not None else self._operator(form)
+        made = layers.recognised(self._op, form)
+        return self._operator(form) if made is None else made
 
     def _operator(self, form: Form) -> tuple[Value, ...]:
         """The node as the operator that it is. Attributes that have their default value are left out."""
@@ -253,9 +253,9 @@ class Nodes:
         bias = None if nodes.bias is None else self.value(nodes.bias)
         if weight is None or weight.shape is None:  # the pattern is one of stored arrays
             raise InvalidModelError("a product's weight has no shape")
-        rows, columns = weight.shape
+        rows, columns = weight.shape[::-1] if nodes.in_first else weight.shape
         with self._op.at(_place(nodes.product)):
-            layer = Dense(int(str(columns)), int(str(rows)), use_bias=bias is not None)
+            layer = Dense(int(str(columns)), int(str(rows)), use_bias=bias is not None, in_first=nodes.in_first)
             value = self._op.add(layer, self.value(nodes.x), params={"weight": weight, "bias": bias})
         self._enter(output, value)
 

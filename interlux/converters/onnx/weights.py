@@ -35,6 +35,9 @@ _TRAINED = {
 # inputs that take floats as settings: they must be known when a program is compiled, and no gradient is wanted
 _SETTINGS = {
     "Resize": {1, 2},
+    "Upsample": {1},
+    "Tile": {1, 2},
+    "Split": {1},
     "Range": {0, 1, 2},
     "Dropout": {1},
     "Clip": {1, 2},

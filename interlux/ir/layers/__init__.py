@@ -9,7 +9,7 @@ from .conv import Conv, flatten, global_mean_pool, max_pool, mean_pool
 from .dense import Dense, Embedding
 from .normalization import BatchNorm, LayerNorm
 from .random import Dropout, Uniform
-from .recurrent import LSTM
+from .recurrent import LSTM, Recurrent
 
 __all__ = [
     "LSTM",
@@ -32,6 +32,7 @@ __all__ = [
     "Operator",
     "PairwiseFusion",
     "Parallel",
+    "Recurrent",
     "RepeatedLayer",
     "Scan",
     "SequenceMap",

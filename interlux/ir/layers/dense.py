@@ -23,18 +23,20 @@ class Dense(Layer):
         in_features, out_features: sizes of the last axis before and after.
         use_bias: whether there is a bias.
         activation: an element-wise operator without parameters.
+        in_first: whether weight is stored as [in_features, out_features], as by Keras and by ONNX's MatMul.
 
     Inputs: x [..., in_features]
     Returns: [..., out_features]
     Parameters: weight [out_features, in_features], bias [out_features]
 
-    Source: ONNX Gemm and MatMul, aten.linear.
+    Source: ONNX Gemm and MatMul, aten.linear, Keras Dense.
     """
 
     in_features: int
     out_features: int
     use_bias: bool = True
     activation: Operator = identity
+    in_first: bool = False
 
     def __post_init__(self) -> None:
         positive("Dense", in_features=self.in_features, out_features=self.out_features)
@@ -44,7 +46,8 @@ class Dense(Layer):
             )
 
     def param_shapes(self) -> dict[str, tuple[int, ...]]:
-        shapes: dict[str, tuple[int, ...]] = {"weight": (self.out_features, self.in_features)}
+        weight = (self.out_features, self.in_features)
+        shapes: dict[str, tuple[int, ...]] = {"weight": weight[::-1] if self.in_first else weight}
         return shapes | ({"bias": (self.out_features,)} if self.use_bias else {})
 
     def init_params(self, rng: np.random.Generator) -> Tree:
@@ -54,7 +57,8 @@ class Dense(Layer):
         self, op: Interpreter, params: Mapping[str, Any], states: Mapping[str, Any], *inputs: Value, train: bool
     ) -> tuple[Any, Mapping[str, Any]]:
         (x,) = inputs
-        y = op.MatMul(x, op.Transpose(params["weight"], perm=(1, 0)))
+        weight = params["weight"] if self.in_first else op.Transpose(params["weight"], perm=(1, 0))
+        y = op.MatMul(x, weight)
         if self.use_bias:
             y = op.Add(y, params["bias"])
         return self.activate(op, y, train=train), states

@@ -8,10 +8,72 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import InvalidModelError
 from ..interpreter import Interpreter, Value
-from ..layer import FOLLOW, Layer, active, check_mode, uniform
+from ..layer import FOLLOW, Layer, active, check_mode, positive, uniform
 from ..trees import Tree
 from .random import dropout, fresh_seed
+
+GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+
+
+@dataclass(frozen=True)
+class Recurrent(Layer):
+    """One recurrent layer with its arrays as ONNX stores them: directions stacked, gates in ONNX's order.
+
+    Arguments:
+        kind: LSTM, GRU or RNN.
+        input_size, hidden_size: features of the input and of the hidden state.
+        direction: forward, reverse or bidirectional.
+        use_bias, use_peepholes: whether there are those arrays.
+        attributes: further attributes of the operator, (name, value) pairs sorted by name.
+        outputs: how many of the operator's outputs are made.
+
+    Inputs: x [time, batch, input_size]; lengths, h0, c0 as the operator takes them, None where absent
+    Returns: y [time, directions, batch, hidden_size], h [directions, batch, hidden_size], c likewise
+    Parameters, with g gates: weight [directions, g · hidden_size, input_size],
+        recurrence [directions, g · hidden_size, hidden_size], bias [directions, 2g · hidden_size],
+        peepholes [directions, 3 · hidden_size]
+
+    Source: ONNX LSTM, GRU and RNN.
+    """
+
+    kind: str
+    input_size: int
+    hidden_size: int
+    direction: str = "forward"
+    use_bias: bool = True
+    use_peepholes: bool = False
+    attributes: tuple[tuple[str, Any], ...] = ()
+    outputs: int = 1
+
+    def __post_init__(self) -> None:
+        if self.kind not in GATES:
+            raise InvalidModelError(f"Recurrent: kind must be one of {', '.join(GATES)}, not {self.kind!r}")
+        positive("Recurrent", input_size=self.input_size, hidden_size=self.hidden_size)
+
+    def param_shapes(self) -> dict[str, tuple[int, ...]]:
+        count, rows = 2 if self.direction == "bidirectional" else 1, GATES[self.kind] * self.hidden_size
+        shapes: dict[str, tuple[int, ...]] = {
+            "weight": (count, rows, self.input_size),
+            "recurrence": (count, rows, self.hidden_size),
+        }
+        if self.use_bias:
+            shapes["bias"] = (count, 2 * rows)
+        return shapes | ({"peepholes": (count, 3 * self.hidden_size)} if self.use_peepholes else {})
+
+    def init_params(self, rng: np.random.Generator) -> Tree:
+        return {name: uniform(rng, shape, self.hidden_size) for name, shape in self.param_shapes().items()}
+
+    def forward(
+        self, op: Interpreter, params: Mapping[str, Any], states: Mapping[str, Any], *inputs: Value, train: bool
+    ) -> tuple[Any, Mapping[str, Any]]:
+        x, lengths, h0, c0 = (*inputs, None, None, None)[:4]
+        given = [x, params["weight"], params["recurrence"], params.get("bias"), lengths, h0]
+        if self.kind == "LSTM":
+            given += [c0, params.get("peepholes")]
+        settings = {"hidden_size": self.hidden_size, "direction": self.direction, **dict(self.attributes)}
+        return op.primitive(self.kind, given, settings, self.outputs), states
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ def _dense(
     """One Gemm instead of Transpose, MatMul and Add; Gemm takes matrices only."""
     if x.shape is None or len(x.shape) != 2 or not layer.use_bias:
         return None
-    y = op.Gemm(x, params["weight"], params["bias"], transB=1)
+    y = op.Gemm(x, params["weight"], params["bias"], transB=0 if layer.in_first else 1)
     return layer.activate(op, y, train=train), states
 
 

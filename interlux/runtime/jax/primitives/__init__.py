@@ -9,5 +9,6 @@ the computation (sizes, axes, pads). All others are JAX values.
 from .registry import PRIMITIVES
 
 from . import elementwise, linear, neural, recurrent, reductions, shaping  # isort: skip  # they fill the table
+from . import attention, convolution, pooling, resizing, sampling, vision  # isort: skip
 
 __all__ = ["PRIMITIVES", "elementwise", "linear", "neural", "recurrent", "reductions", "shaping"]

@@ -1,16 +1,231 @@
-"""Recurrent operators as scans over time."""
+"""Recurrent operators (RNN, GRU, LSTM) as one scan over time."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
-from ....ir.errors import UnsupportedError
+from ....ir.errors import InvalidModelError, UnsupportedError
 from .linear import EXACT
 from .registry import Value, primitive
+
+Floats = tuple[float, ...]
+Names = tuple[str, ...]
+Activation = Callable[[Value], Value]
+# (the inputs' part of the gates [batch, gates·hidden], the states) -> the new states; the first state is the output
+Cell = Callable[[Value, tuple[Value, ...]], tuple[Value, ...]]
+
+_SIMPLE: dict[str, Activation] = {
+    "relu": jax.nn.relu,
+    "tanh": jnp.tanh,
+    "sigmoid": jax.nn.sigmoid,
+    "softsign": jax.nn.soft_sign,
+    "softplus": jax.nn.softplus,
+}
+# alpha, beta and their defaults: those of the ONNX operators of these names (None: it has none)
+_SCALED: dict[str, tuple[Callable[..., Value], tuple[float | None, ...]]] = {
+    "affine": (lambda x, alpha, beta: alpha * x + beta, (1.0, 0.0)),
+    "leakyrelu": (lambda x, alpha: jnp.where(x >= 0, x, alpha * x), (0.01,)),
+    "thresholdedrelu": (lambda x, alpha: jnp.where(x >= alpha, x, jnp.zeros_like(x)), (1.0,)),
+    "scaledtanh": (lambda x, alpha, beta: alpha * jnp.tanh(beta * x), (None, None)),
+    "hardsigmoid": (lambda x, alpha, beta: jnp.clip(alpha * x + beta, 0, 1), (0.2, 0.5)),
+    "elu": (lambda x, alpha: jnp.where(x >= 0, x, alpha * jnp.expm1(jnp.minimum(x, 0))), (1.0,)),
+}
+
+
+def _activation(name: str, alphas: Iterator[float], betas: Iterator[float], clip: float | None) -> Activation:
+    """A named activation behind its clip; takes its parameters from those that are left."""
+    key = name.lower()
+    if key in _SIMPLE:
+        function = _SIMPLE[key]
+    elif key in _SCALED:
+        function = _with_parameters(key, alphas, betas)
+    else:
+        raise UnsupportedError(f"{name!r} is not an activation of ONNX's recurrent operators")
+    if clip is None:
+        return function
+    return lambda x: function(jnp.clip(x, np.asarray(-clip, x.dtype), np.asarray(clip, x.dtype)))
+
+
+def _with_parameters(key: str, alphas: Iterator[float], betas: Iterator[float]) -> Activation:
+    function, defaults = _SCALED[key]
+    given = [next(left, default) for left, default in zip((alphas, betas), defaults, strict=False)]
+    if None in given:
+        raise UnsupportedError(f"the activation {key} has no default parameters; give activation_alpha and _beta")
+    return lambda x: function(x, *(np.asarray(value, x.dtype) for value in given))
+
+
+def _activations(
+    names: Names | None,
+    default: Names,
+    directions: int,
+    alphas: Floats | None,
+    betas: Floats | None,
+    clip: float | None,
+) -> list[list[Activation]]:
+    """The activations of every direction. Parameters are consumed in order, by those activations that have any."""
+    names = names or default * directions
+    if len(names) < len(default) * directions:
+        raise InvalidModelError(f"{directions} direction(s) need {len(default) * directions} activations, not {names}")
+    left = iter(alphas or ()), iter(betas or ())
+    made = [_activation(name, *left, clip) for name in names]
+    return [made[d * len(default) : (d + 1) * len(default)] for d in range(directions)]
+
+
+def _recur(
+    x: Value,
+    w: Value,
+    bias: Value | None,
+    sequence_lens: Value | None,
+    initial: tuple[Value | None, ...],
+    cells: list[Cell],
+    hidden: int,
+    direction: str,
+    layout: int,
+) -> tuple[Value, ...]:
+    """Runs a cell over time in every direction.
+
+    Arguments:
+        x: [time, batch, features], with `layout` 1 [batch, time, features].
+        w: [directions, gates·hidden, features].
+        bias: [directions, gates·hidden], added to x·wᵀ, or None.
+        sequence_lens: steps of every batch item [batch]. A state stays as it is outside a sequence, and the output is
+            zero there: reversed, a sequence so begins at its own last step.
+        initial: the states at the beginning [directions, batch, hidden]; None: zeros.
+        cells: one for each direction.
+        hidden: size of the states.
+
+    Returns:
+        the output of all steps [time, directions, batch, hidden] and the last states [directions, batch, hidden], with
+        `layout` 1 [batch, time, directions, hidden] and [batch, directions, hidden].
+    """
+    if direction not in ("forward", "reverse", "bidirectional") or len(cells) != 1 + (direction == "bidirectional"):
+        raise InvalidModelError(f"direction {direction!r} with weights for {len(cells)} direction(s)")
+    if layout:
+        x = jnp.swapaxes(x, 0, 1)
+        initial = tuple(None if state is None else jnp.swapaxes(state, 0, 1) for state in initial)
+    time, batch = x.shape[:2]
+    valid = None if sequence_lens is None else (np.arange(time)[:, None] < sequence_lens[None, :])[..., None]
+    zeros = jnp.zeros((batch, hidden), x.dtype)
+    outputs, last = [], []
+    for d, cell in enumerate(cells):
+        gates = jnp.matmul(x, w[d].T, precision=EXACT)
+        if bias is not None:
+            gates = gates + bias[d]
+        start = tuple(zeros if state is None else jnp.asarray(state[d]) for state in initial)
+        final, y = lax.scan(
+            partial(_step, cell),
+            start,
+            (gates, None if valid is None else jnp.asarray(valid)),
+            reverse=direction == "reverse" or d == 1,
+        )
+        outputs.append(y)
+        last.append(final)
+    y = jnp.stack(outputs, 1)
+    states = tuple(jnp.stack(state) for state in zip(*last, strict=True))
+    if layout:
+        return jnp.transpose(y, (2, 0, 1, 3)), *(jnp.swapaxes(state, 0, 1) for state in states)
+    return y, *states
+
+
+def _step(cell: Cell, states: tuple[Value, ...], now: tuple[Value, Value | None]) -> tuple[tuple[Value, ...], Value]:
+    gates, valid = now
+    new = cell(gates, states)
+    if valid is None:
+        return new, new[0]
+    kept = tuple(jnp.where(valid, after, before) for after, before in zip(new, states, strict=True))
+    return kept, jnp.where(valid, new[0], jnp.zeros_like(new[0]))
+
+
+def _folded(b: Value | None, gates: int, apart: int = 0) -> Value | None:
+    """Wb + Rb of every direction [directions, gates]; the last `apart` elements of Rb are left out."""
+    if b is None:
+        return None
+    wb, rb = b[:, :gates], b[:, gates:]
+    if not apart:
+        return wb + rb
+    return jnp.concatenate([wb[:, :-apart] + rb[:, :-apart], wb[:, -apart:]], 1)
+
+
+def _product(h: Value, recurrent: Value) -> Value:
+    """h·Rᵀ."""
+    return jnp.matmul(h, recurrent.T, precision=EXACT)
+
+
+@primitive
+def RNN(
+    x: Value,
+    w: Value,
+    r: Value,
+    b: Value | None = None,
+    sequence_lens: Value | None = None,
+    initial_h: Value | None = None,
+    *,
+    hidden_size: int | None = None,
+    activations: Names | None = None,
+    activation_alpha: Floats | None = None,
+    activation_beta: Floats | None = None,
+    clip: float | None = None,
+    direction: str = "forward",
+    layout: int = 0,
+) -> tuple[Value, ...]:
+    directions, hidden = w.shape[0], _hidden(r, hidden_size)
+    chosen = _activations(activations, ("Tanh",), directions, activation_alpha, activation_beta, clip)
+
+    def cell(d: int) -> Cell:
+        (f,) = chosen[d]
+        return lambda gates, states: (f(gates + _product(states[0], r[d])),)
+
+    cells = [cell(d) for d in range(directions)]
+    return _recur(x, w, _folded(b, hidden), sequence_lens, (initial_h,), cells, hidden, direction, layout)
+
+
+@primitive
+def GRU(
+    x: Value,
+    w: Value,
+    r: Value,
+    b: Value | None = None,
+    sequence_lens: Value | None = None,
+    initial_h: Value | None = None,
+    *,
+    hidden_size: int | None = None,
+    activations: Names | None = None,
+    activation_alpha: Floats | None = None,
+    activation_beta: Floats | None = None,
+    clip: float | None = None,
+    direction: str = "forward",
+    layout: int = 0,
+    linear_before_reset: int = 0,
+) -> tuple[Value, ...]:
+    """w [directions, 3·hidden, features], r [directions, 3·hidden, hidden], gates in the order update, reset, hidden."""
+    directions, hidden = w.shape[0], _hidden(r, hidden_size)
+    chosen = _activations(activations, ("Sigmoid", "Tanh"), directions, activation_alpha, activation_beta, clip)
+
+    def cell(d: int) -> Cell:
+        f, g = chosen[d]
+        both, candidate = r[d][: 2 * hidden], r[d][2 * hidden :]
+
+        def step(gates: Value, states: tuple[Value, ...]) -> tuple[Value, ...]:
+            (h,) = states
+            z, reset = jnp.split(f(gates[:, : 2 * hidden] + _product(h, both)), 2, -1)
+            if linear_before_reset:
+                linear = _product(h, candidate)
+                inner = reset * (linear if b is None else linear + b[d, 5 * hidden :])
+            else:
+                inner = _product(reset * h, candidate)
+            return ((1 - z) * g(gates[:, 2 * hidden :] + inner) + z * h,)
+
+        return step
+
+    cells = [cell(d) for d in range(directions)]
+    bias = _folded(b, 3 * hidden, hidden if linear_before_reset else 0)
+    return _recur(x, w, bias, sequence_lens, (initial_h,), cells, hidden, direction, layout)
 
 
 @primitive
@@ -24,58 +239,44 @@ def LSTM(
     initial_c: Value | None = None,
     peepholes: Value | None = None,
     *,
-    hidden_size: int,
-    direction: str = "forward",
-    layout: int = 0,
-    activations: tuple[str, ...] | None = None,
+    hidden_size: int | None = None,
+    activations: Names | None = None,
+    activation_alpha: Floats | None = None,
+    activation_beta: Floats | None = None,
     clip: float | None = None,
+    direction: str = "forward",
     input_forget: int = 0,
-    **other: Any,
-) -> Any:
-    """x [time, batch, features], w [directions, 4·hidden, features], r [directions, 4·hidden, hidden], gates iofc."""
-    custom = activations is not None and tuple(a.lower() for a in activations[:3]) != ("sigmoid", "tanh", "tanh")
-    refused = {
-        "sequence_lens": sequence_lens is not None,
-        "peepholes": peepholes is not None,
-        "activations": custom,
-        "clip": clip is not None,
-        "input_forget": bool(input_forget),
-        **{name: value is not None for name, value in other.items()},
-    }
-    if any(refused.values()):
-        raise UnsupportedError("LSTM on JAX does not take these yet", [name for name, used in refused.items() if used])
-    if layout:
-        x = jnp.swapaxes(x, 0, 1)
-        initial_h = None if initial_h is None else jnp.swapaxes(initial_h, 0, 1)
-        initial_c = None if initial_c is None else jnp.swapaxes(initial_c, 0, 1)
-    batch = x.shape[1]
-    zeros = jnp.zeros((batch, hidden_size), x.dtype)
-    outputs, last_h, last_c = [], [], []
-    for d in range(w.shape[0]):
-        gates = jnp.matmul(x, w[d].T, precision=EXACT)
-        if b is not None:
-            gates = gates + b[d, : 4 * hidden_size] + b[d, 4 * hidden_size :]
-        recurrent = r[d].T
+    layout: int = 0,
+) -> tuple[Value, ...]:
+    """w [directions, 4·hidden, features], r [directions, 4·hidden, hidden], gates iofc; peepholes [directions, 3·hidden]
+    in the order iof."""
+    directions, hidden = w.shape[0], _hidden(r, hidden_size)
+    default = ("Sigmoid", "Tanh", "Tanh")
+    chosen = _activations(activations, default, directions, activation_alpha, activation_beta, clip)
 
-        def step(
-            carry: tuple[Value, Value], gates_now: Value, recurrent: Value = recurrent
-        ) -> tuple[tuple[Value, Value], Value]:
-            h, c = carry
-            i, o, f, g = jnp.split(gates_now + jnp.matmul(h, recurrent, precision=EXACT), 4, -1)
-            c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
-            h = jax.nn.sigmoid(o) * jnp.tanh(c)
-            return (h, c), h
+    def cell(d: int) -> Cell:
+        f, g, h_activation = chosen[d]
+        peep = None if peepholes is None else [peepholes[d, k * hidden : (k + 1) * hidden] for k in range(3)]
 
-        start = (
-            zeros if initial_h is None else jnp.asarray(initial_h[d]),
-            zeros if initial_c is None else jnp.asarray(initial_c[d]),
-        )
-        backwards = direction == "reverse" or d == 1
-        (h, c), y = lax.scan(step, start, gates, reverse=backwards)
-        outputs.append(y)
-        last_h.append(h)
-        last_c.append(c)
-    y, h, c = jnp.stack(outputs, 1), jnp.stack(last_h), jnp.stack(last_c)
-    if layout:  # [batch, time, directions, hidden], [batch, directions, hidden]
-        return jnp.transpose(y, (2, 0, 1, 3)), jnp.swapaxes(h, 0, 1), jnp.swapaxes(c, 0, 1)
-    return y, h, c
+        def step(gates: Value, states: tuple[Value, ...]) -> tuple[Value, ...]:
+            h, c = states
+            i, o, forget, new = jnp.split(gates + _product(h, r[d]), 4, -1)
+            if peep is not None:
+                i, forget = i + peep[0] * c, forget + peep[2] * c
+            i = f(i)
+            c = (1 - i if input_forget else f(forget)) * c + i * g(new)
+            o = f(o if peep is None else o + peep[1] * c)
+            return o * h_activation(c), c
+
+        return step
+
+    cells = [cell(d) for d in range(directions)]
+    bias = _folded(b, 4 * hidden)
+    return _recur(x, w, bias, sequence_lens, (initial_h, initial_c), cells, hidden, direction, layout)
+
+
+def _hidden(r: Value, declared: int | None) -> int:
+    hidden = int(r.shape[-1])
+    if declared is not None and declared != hidden:
+        raise InvalidModelError(f"hidden_size is {declared}, but the recurrent weights have shape {tuple(r.shape)}")
+    return hidden
