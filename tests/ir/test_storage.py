@@ -51,6 +51,7 @@ EXAMPLES = [
     l.Loop(LOOPED, 1),
     l.Scan(graph(l.relu, inputs=("a", "x", "c"), outputs=("a", "y0")), 1, (1,), (-1,), (1,), (), captured=1),
     l.SequenceMap(graph(l.relu), (True,)),
+    l.Gradient(graph(l.relu), 1, 1),
 ]
 
 

@@ -15,7 +15,7 @@ from ...ir import dtypes, trees, vocabulary
 from ...ir.containers import SEQUENCE
 from ...ir.errors import InvalidModelError, UnsupportedError
 from ...ir.inference import output_container, output_dtype
-from ...ir.layers import Dense, If, Loop, Operator, Scan, SequenceMap
+from ...ir.layers import Dense, Gradient, If, Loop, Operator, Scan, SequenceMap
 from ...ir.layers.control import Control
 from ...ir.model import Dimension
 from ..archive import shown
@@ -153,10 +153,14 @@ class Nodes:
 
     def run(self, graph: onnx.GraphProto) -> None:
         """Records all nodes; `values` then holds what they make. What is not supported is entered in the context."""
-        outputs = {value.name for value in graph.output}
+        self._run(list(enumerate(graph.node)), {value.name for value in graph.output})
+
+    def _run(self, nodes: list[tuple[int, onnx.NodeProto]], outputs: set[str]) -> None:
+        """Records nodes with their indices in the graph; `outputs` are kept whatever they become part of."""
+        self._graph = nodes
         stored = {n: v.shape for n, v in self.values.items() if v is not None and v.path and trees.is_float(v.dtype)}
-        found = layers.patterns(graph.node, self._context.uses, stored, outputs)  # type: ignore[arg-type]
-        for i, node in enumerate(graph.node):
+        found = layers.patterns([node for _, node in nodes], self._context.uses, stored, outputs)  # type: ignore[arg-type]
+        for i, node in nodes:
             first = node.output[0] if node.output else ""
             if first in found.inside or (node.op_type == "Constant" and node.domain in ("", "ai.onnx")):
                 continue
@@ -197,6 +201,8 @@ class Nodes:
         with self._op.at(_place(node)):
             if node.op_type in SUBGRAPHS and node.domain in ("", "ai.onnx"):
                 made, names = self._control(node, index), list(node.output)
+            elif node.op_type == "Gradient" and node.domain == "ai.onnx.preview.training":
+                made, names = self._gradient(node, index), list(node.output)
             else:
                 form = self._form(node)
                 made, names = self._made(form), form.outputs
@@ -320,6 +326,37 @@ class Nodes:
         values: tuple[Value, ...] = (made,) if layer.outputs == 1 else made
         for value, result in zip(values, results, strict=True):
             value.dtype, value.container = result.dtype, result.container
+        return values
+
+    def _gradient(self, node: onnx.NodeProto, index: int) -> tuple[Value, ...]:
+        """The gradient of a value with respect to others: of the graph that leads from these to it."""
+        attributes = {a.name: self._context.attribute(a, node) for a in node.attribute}
+        names = (*attributes["xs"], *attributes.get("zs", ()))
+        inputs = [self.value(name) for name in node.input]
+        if len(inputs) != len(names):
+            raise InvalidModelError(f"it takes {len(names)} inputs, one for each name in xs and zs")
+        wanted, needed = {attributes["y"]} - set(names), []
+        for i, earlier in reversed(self._graph[: [i for i, _ in self._graph].index(index)]):
+            if wanted.intersection(earlier.output):
+                wanted.update(set(earlier.input) - set(names))
+                needed.append((i, earlier))
+        builder = BodyBuilder(self._op)
+        inner = Nodes(self._context, builder, self._path, self)
+        for name, value in zip(names, inputs, strict=True):
+            if value is None:
+                raise InvalidModelError(f"its input for {shown(name)} is absent")
+            inner.values[name] = builder.input(name, value.dtype, value.shape)
+        inner._run(needed[::-1], {attributes["y"]})
+        result = inner.value(attributes["y"])
+        captured = list(builder.captured)
+        layer = Gradient(
+            builder.body([result] if result is not None else [], captured), len(attributes["xs"]), len(names)
+        )
+        made = self._op.add(layer, *inputs, *captured, outputs=layer.outputs)
+        values: tuple[Value, ...] = (made,) if layer.outputs == 1 else made
+        for value, given in zip(values, inputs, strict=False):
+            if given is not None:
+                value.dtype = given.dtype
         return values
 
     def _scan_of_batches(

@@ -4,7 +4,7 @@ from .activations import HardTanh
 from .attention import Attention
 from .basic import ArrayData, Assign, Constant, Operator, Stored, gelu, identity, relu, sigmoid, tanh
 from .containers import BranchLayer, Chain, Maxout, PairwiseFusion, Parallel, RepeatedLayer, SkipConnection
-from .control import If, Loop, Scan, SequenceMap
+from .control import Gradient, If, Loop, Scan, SequenceMap
 from .conv import Conv, flatten, global_mean_pool, max_pool, mean_pool
 from .dense import Dense, Embedding
 from .normalization import BatchNorm, LayerNorm
@@ -24,6 +24,7 @@ __all__ = [
     "Dense",
     "Dropout",
     "Embedding",
+    "Gradient",
     "HardTanh",
     "If",
     "LayerNorm",

@@ -156,6 +156,41 @@ class Scan(Control):
 
 
 @dataclass(frozen=True)
+class Gradient(Control):
+    """The gradient of the sum of a graph's one output.
+
+    Arguments:
+        body: takes the values of both kinds and the captured ones.
+        wrt: with respect to how many of the first inputs.
+        given: how many inputs there are before the captured values.
+
+    Inputs: floating-point arrays, the captured values
+    Returns: the gradient with respect to each of the first `wrt` inputs, in its shape and dtype
+
+    Source: ONNX Gradient (ai.onnx.preview.training).
+    """
+
+    body: Graph
+    wrt: int
+    given: int
+
+    def __post_init__(self) -> None:
+        if len(self.body.outputs) != 1 or not 1 <= self.wrt <= self.given <= len(self.body.inputs):
+            raise InvalidModelError("the graph of a Gradient needs one output, and the inputs that it is taken for")
+
+    def graphs(self) -> tuple[tuple[str, Graph], ...]:
+        return (("body", self.body),)
+
+    @property
+    def own_inputs(self) -> int:
+        return self.given
+
+    @property
+    def outputs(self) -> int:
+        return self.wrt
+
+
+@dataclass(frozen=True)
 class SequenceMap(Control):
     """A graph executed for every element of a sequence.
 

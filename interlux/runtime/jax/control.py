@@ -17,7 +17,7 @@ from jax import lax
 
 from ...ir.errors import InvalidModelError, UnsupportedError
 from ...ir.graph import Graph
-from ...ir.layers import If, Loop, Scan, SequenceMap
+from ...ir.layers import Gradient, If, Loop, Scan, SequenceMap
 from ...ir.layers.control import Control
 from .primitives.registry import NOTHING, DataDependent, concrete, library
 
@@ -44,6 +44,8 @@ def control(op: JaxInterpreter, layer: Control, inputs: Sequence[Value | None], 
             return _scan(op, layer, inputs, train)
         case SequenceMap():
             return _sequence_map(op, layer, inputs, train)
+        case Gradient():
+            return _gradient(op, layer, inputs, train)
     raise UnsupportedError(f"the JAX backend has no {type(layer).__name__}{op.where()}")
 
 
@@ -239,6 +241,19 @@ def _along(x: Value, axis: int, backwards: int) -> Value:
     """x with the axis to scan first, in the order of scanning."""
     first = library(x).moveaxis(x, axis, 0)
     return first[::-1] if backwards else first
+
+
+# --- Gradient
+
+
+def _gradient(op: JaxInterpreter, layer: Gradient, inputs: Sequence[Value | None], train: bool) -> tuple[Value, ...]:
+    body = _body(op, layer.body, train)
+
+    def total(*values: Value) -> Value:
+        (y,) = body(*values, *inputs[layer.wrt :])
+        return jnp.sum(y)
+
+    return tuple(jax.grad(total, range(layer.wrt))(*_arrays(inputs[: layer.wrt])))  # type: ignore[arg-type]
 
 
 # --- SequenceMap

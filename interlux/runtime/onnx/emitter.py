@@ -20,7 +20,7 @@ from ...ir.graph import Graph, Node, ValueInfo, graph_of
 from ...ir.inference import output_container, output_dtype
 from ...ir.interpreter import EVAL, TRAIN, Interpreter, Override
 from ...ir.layer import Layer
-from ...ir.layers import ArrayData, Dense, HardTanh, Loop, Scan, SequenceMap
+from ...ir.layers import ArrayData, Dense, Gradient, HardTanh, Loop, Scan, SequenceMap
 from ...ir.layers.control import Control
 from ...ir.model import Model
 from ..runner import refuse_written_states
@@ -93,6 +93,10 @@ class OnnxInterpreter(Interpreter):
         return outputs
 
     def control(self, layer: Control, inputs: Sequence[Emitted | None], *, train: bool) -> tuple[Emitted, ...]:
+        if isinstance(layer, Gradient):
+            raise UnsupportedError(
+                f"ONNX's Gradient goes by names of the graph around it, none is emitted{self.where()}"
+            )
         own, captured = inputs[: layer.own_inputs], inputs[layer.own_inputs :]
         attributes: dict[str, Any] = {}
         if isinstance(layer, Scan):
