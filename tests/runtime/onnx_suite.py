@@ -56,7 +56,8 @@ class Case:
     data: Sequence[tuple[list[Any], list[Any]]]
 
     def feed(self, inputs: list[Any]) -> dict[str, Any]:
-        return dict(zip((value.name for value in self.model.graph.input), inputs, strict=False))
+        stored = {tensor.name for tensor in self.model.graph.initializer}
+        return dict(zip((v.name for v in self.model.graph.input if v.name not in stored), inputs, strict=False))
 
 
 def as_value(stored: Any) -> Any:

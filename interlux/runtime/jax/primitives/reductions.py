@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -53,6 +54,22 @@ def _length(xp: Any, x: Value, axes: tuple[int, ...], keep: bool) -> Value:
     return xp.where(zero, np.asarray(0, root.dtype), root).astype(x.dtype)
 
 
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _softmax(x: Value, axis: int) -> Value:
+    largest = jnp.max(x, axis, keepdims=True)
+    # The largest element is 1 by comparison, not by subtraction: XLA may compute x again inside a fused multiply-add,
+    # and for large x the difference of one rounding is far below 0. All would be 0 then, and the result NaN.
+    is_largest = (x >= largest) & jnp.isfinite(largest)  # of infinite ones the result is NaN
+    unnormalised = jnp.where(is_largest, np.asarray(1, x.dtype), jnp.exp(x - largest))
+    return unnormalised / jnp.sum(unnormalised, axis, keepdims=True)
+
+
+@_softmax.defjvp
+def _softmax_jvp(axis: int, primals: tuple[Value], tangents: tuple[Value]) -> tuple[Value, Value]:
+    y = _softmax(primals[0], axis)
+    return y, y * (tangents[0] - jnp.sum(y * tangents[0], axis, keepdims=True))
+
+
 define(
     ReduceSum=_reduce(_sum),
     ReduceMean=_reduce(lambda xp, x, axes, keep: xp.mean(x, axis=axes, keepdims=keep).astype(x.dtype)),
@@ -66,7 +83,7 @@ define(
     ReduceLogSumExp=_reduce(
         lambda xp, x, axes, keep: jax.nn.logsumexp(jnp.asarray(x), axis=axes, keepdims=keep).astype(x.dtype)
     ),
-    Softmax=lambda x, *, axis=-1: jax.nn.softmax(x, axis),
+    Softmax=lambda x, *, axis=-1: _softmax(jnp.asarray(x), axis),
     LogSoftmax=lambda x, *, axis=-1: jax.nn.log_softmax(x, axis),
 )
 
