@@ -104,7 +104,7 @@ class _Importer:
     # --- inputs and outputs
 
     def _overridable(self, names: list[str]) -> None:
-        if names:
+        if names and self._file.proto.ir_version >= 4:  # before, initialisers had to be inputs
             listed = ", ".join(shown(name) for name in names[:5]) + (", …" if len(names) > 5 else "")
             self._notes.append(f"{len(names)} inputs with default values became stored arrays or constants: {listed}.")
 

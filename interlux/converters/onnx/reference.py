@@ -146,7 +146,11 @@ class OnnxSource:
     def _evaluate(self, model: onnx.ModelProto) -> ReferenceEvaluator:
         opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
         _refuse_ignored(model.graph.node, opset)
-        own: list[type[OpRun]] = [Gelu, BatchNormalization] if opset < 14 else [Gelu]
+        own: list[type[OpRun]] = [Gelu]
+        if opset < 14:
+            own.append(BatchNormalization)
+        if opset < 13:
+            own += [Softmax, LogSoftmax, Hardmax]
         try:
             return ReferenceEvaluator(model, new_ops=own)
         except Exception as error:  # whatever the evaluator raises for operators it lacks
@@ -223,7 +227,8 @@ def _refuse_ignored(nodes: Iterable[onnx.NodeProto], opset: int) -> None:
     """Raises UnsupportedError for what the reference evaluator silently leaves out or takes for something newer."""
     items = []
     for node in nodes:
-        if (node.op_type == "RoiAlign" and opset < 16) or (node.op_type == "GroupNormalization" and opset < 21):
+        older = {"RoiAlign": 16, "GroupNormalization": 21, "AveragePool": 7}
+        if opset < older.get(node.op_type, 0):
             items.append(f"the older meaning of {place(node)}")
         names, inputs = _IGNORED.get(node.op_type, (set(), set()))
         usual = [name.encode() for name in _USUAL.get(node.op_type, ())]
@@ -280,3 +285,41 @@ class BatchNormalization(OpRun):
         column = (-1, *(1,) * (x.ndim - 2))
         factor = (weight / np.sqrt(variance + epsilon)).reshape(column)
         return (((x - mean.reshape(column)) * factor + bias.reshape(column)).astype(x.dtype),)
+
+
+def _rows(x: np.ndarray, axis: int) -> np.ndarray:
+    """x as a matrix, as the operators of the softmax family took it before opset 13."""
+    axis = axis % x.ndim if x.ndim else 0
+    return x.reshape(math.prod(x.shape[:axis]), -1)
+
+
+class Softmax(OpRun):
+    """Before opset 13: over all axes from `axis` on. The evaluator takes that axis alone, whatever the opset."""
+
+    op_domain = ""
+
+    def _run(self, x: np.ndarray, axis: int = 1) -> tuple[np.ndarray]:
+        rows = _rows(x, axis)
+        unnormalised = np.exp(rows - rows.max(1, keepdims=True))
+        return ((unnormalised / unnormalised.sum(1, keepdims=True)).reshape(x.shape).astype(x.dtype),)
+
+
+class LogSoftmax(OpRun):
+    """As Softmax."""
+
+    op_domain = ""
+
+    def _run(self, x: np.ndarray, axis: int = 1) -> tuple[np.ndarray]:
+        rows = _rows(x, axis)
+        shifted = rows - rows.max(1, keepdims=True)
+        return ((shifted - np.log(np.exp(shifted).sum(1, keepdims=True))).reshape(x.shape).astype(x.dtype),)
+
+
+class Hardmax(OpRun):
+    """As Softmax."""
+
+    op_domain = ""
+
+    def _run(self, x: np.ndarray, axis: int = 1) -> tuple[np.ndarray]:
+        rows = _rows(x, axis)
+        return ((np.arange(rows.shape[1]) == rows.argmax(1)[:, None]).astype(x.dtype).reshape(x.shape),)

@@ -8,7 +8,10 @@ the computation (sizes, axes, pads). All others are JAX values.
 
 from .registry import PRIMITIVES
 
+from . import spectral  # isort: skip
+
 from . import elementwise, linear, neural, recurrent, reductions, shaping  # isort: skip  # they fill the table
 from . import attention, convolution, pooling, resizing, sampling, vision  # isort: skip
 
 __all__ = ["PRIMITIVES", "elementwise", "linear", "neural", "recurrent", "reductions", "shaping"]
+__all__ += ["attention", "convolution", "pooling", "resizing", "sampling", "vision"]

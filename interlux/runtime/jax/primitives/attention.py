@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from math import sqrt
+from operator import and_
 from typing import Any
 
 import jax
@@ -74,10 +76,7 @@ def _allowed(
         parts.append(key <= place + right)
     if lengths is not None:
         parts.append(key < jnp.reshape(lengths, (-1, 1, 1, 1)))
-    result = None
-    for part in parts:
-        result = part if result is None else result & part
-    return result
+    return reduce(and_, parts) if parts else None
 
 
 def _bias(mask: Value | None, allowed: Value | None, keys: int, dtype: Any) -> Value | None:
@@ -130,7 +129,7 @@ def Attention(
     if nonpad_kv_seqlen is not None and past_key is not None:
         raise InvalidModelError("Attention takes either past_key and past_value or nonpad_kv_seqlen")
     offset: Value = 0
-    if past_key is not None:
+    if past_key is not None and past_value is not None:
         offset = past_key.shape[2]
         k, v = jnp.concatenate([past_key, k], 2), jnp.concatenate([past_value, v], 2)
     elif nonpad_kv_seqlen is not None:
@@ -251,7 +250,7 @@ def LinearAttention(
         wide = jnp.asarray(x).astype(jnp.float32)
         return jnp.swapaxes(jnp.reshape(wide, (*x.shape[:2], heads, -1)), 0, 1)
 
-    def step(state: Value, now: tuple[Value | None, ...]) -> tuple[Value, Value]:
+    def step(state: Value, now: tuple[Value, ...]) -> tuple[Value, Value]:
         q, k, v, g, b = now
         if g is not None:
             state = state * jnp.exp(g)[..., None]
@@ -289,7 +288,7 @@ def CausalConvWithState(
         raise InvalidModelError(f"unknown activation {activation!r}")
     batch, channels, length = x.shape
     before = weight.shape[2] - 1
-    past = jnp.zeros((batch, channels, before), x.dtype) if past_state is None else past_state
+    past: Value = jnp.zeros((batch, channels, before), x.dtype) if past_state is None else past_state
     grown = jnp.concatenate([past, x], 2)
     y = lax.conv_general_dilated(
         grown, jnp.asarray(weight), (1,), [(0, 0)], feature_group_count=channels, precision=EXACT

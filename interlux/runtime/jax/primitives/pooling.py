@@ -70,7 +70,9 @@ def MaxPool(
     grown = jnp.pad(x, [(0, 0), (0, 0), *padded], constant_values=_lowest(x.dtype))
     # The maximum of shifted slices: several times faster than a window reduction on a CPU, and differentiable with
     # dilation too. Of equal values the first takes the gradient, as in PyTorch.
-    result, winner, met = None, None, None
+    result = None
+    winner: Value = None  # the number of the kernel's element that is the maximum
+    met: Value = None  # whether a window has had an element on the input
     for number, tap in enumerate(product(*(range(k) for k in kernel_shape))):
         begin = [t * d for t, d in zip(tap, dilations, strict=True)]
         index = tuple(slice(b, b + (m - 1) * s + 1, s) for b, m, s in zip(begin, sizes, strides, strict=True))

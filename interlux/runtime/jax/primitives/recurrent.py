@@ -39,7 +39,7 @@ _SCALED: dict[str, tuple[Callable[..., Value], tuple[float | None, ...]]] = {
 
 
 def _activation(name: str, alphas: Iterator[float], betas: Iterator[float], clip: float | None) -> Activation:
-    """A named activation behind its clip; takes its parameters from those that are left."""
+    """A named activation behind a clip; takes its parameters from those that are left."""
     key = name.lower()
     if key in _SIMPLE:
         function = _SIMPLE[key]
@@ -47,9 +47,11 @@ def _activation(name: str, alphas: Iterator[float], betas: Iterator[float], clip
         function = _with_parameters(key, alphas, betas)
     else:
         raise UnsupportedError(f"{name!r} is not an activation of ONNX's recurrent operators")
-    if clip is None:
-        return function
-    return lambda x: function(jnp.clip(x, np.asarray(-clip, x.dtype), np.asarray(clip, x.dtype)))
+    return lambda x: function(_clipped(x, clip))
+
+
+def _clipped(x: Value, clip: float | None) -> Value:
+    return x if clip is None else jnp.clip(x, np.asarray(-clip, x.dtype), np.asarray(clip, x.dtype))
 
 
 def _with_parameters(key: str, alphas: Iterator[float], betas: Iterator[float]) -> Activation:
@@ -69,12 +71,14 @@ def _activations(
     clip: float | None,
 ) -> list[list[Activation]]:
     """The activations of every direction. Parameters are consumed in order, by those activations that have any."""
+    size = len(default)
     names = names or default * directions
-    if len(names) < len(default) * directions:
-        raise InvalidModelError(f"{directions} direction(s) need {len(default) * directions} activations, not {names}")
+    if len(names) < size * directions:
+        raise InvalidModelError(f"{directions} direction(s) need {size * directions} activations, not {names}")
     left = iter(alphas or ()), iter(betas or ())
-    made = [_activation(name, *left, clip) for name in names]
-    return [made[d * len(default) : (d + 1) * len(default)] for d in range(directions)]
+    # The third one, of LSTM's cell, has no clip, as in onnxruntime: its argument is not a gate.
+    made = [_activation(name, *left, clip if i % size < 2 else None) for i, name in enumerate(names)]
+    return [made[d * size : (d + 1) * size] for d in range(directions)]
 
 
 def _recur(
@@ -95,7 +99,8 @@ def _recur(
         w: [directions, gates·hidden, features].
         bias: [directions, gates·hidden], added to x·wᵀ, or None.
         sequence_lens: steps of every batch item [batch]. A state stays as it is outside a sequence, and the output is
-            zero there: reversed, a sequence so begins at its own last step.
+            zero there: reversed, a sequence so begins at its own last step. The last states of an empty sequence are
+            zeros, as in onnxruntime.
         initial: the states at the beginning [directions, batch, hidden]; None: zeros.
         cells: one for each direction.
         hidden: size of the states.
@@ -124,6 +129,8 @@ def _recur(
             (gates, None if valid is None else jnp.asarray(valid)),
             reverse=direction == "reverse" or d == 1,
         )
+        if sequence_lens is not None:
+            final = tuple(jnp.where(sequence_lens[:, None] > 0, state, zeros) for state in final)
         outputs.append(y)
         last.append(final)
     y = jnp.stack(outputs, 1)
@@ -203,7 +210,7 @@ def GRU(
     layout: int = 0,
     linear_before_reset: int = 0,
 ) -> tuple[Value, ...]:
-    """w [directions, 3·hidden, features], r [directions, 3·hidden, hidden], gates in the order update, reset, hidden."""
+    """w [directions, 3·hidden, features], r [directions, 3·hidden, hidden]; gates: update, reset, hidden."""
     directions, hidden = w.shape[0], _hidden(r, hidden_size)
     chosen = _activations(activations, ("Sigmoid", "Tanh"), directions, activation_alpha, activation_beta, clip)
 
@@ -248,8 +255,8 @@ def LSTM(
     input_forget: int = 0,
     layout: int = 0,
 ) -> tuple[Value, ...]:
-    """w [directions, 4·hidden, features], r [directions, 4·hidden, hidden], gates iofc; peepholes [directions, 3·hidden]
-    in the order iof."""
+    """w [directions, 4·hidden, features], r [directions, 4·hidden, hidden]; gates: iofc; peepholes
+    [directions, 3·hidden]: iof."""
     directions, hidden = w.shape[0], _hidden(r, hidden_size)
     default = ("Sigmoid", "Tanh", "Tanh")
     chosen = _activations(activations, default, directions, activation_alpha, activation_beta, clip)

@@ -203,15 +203,15 @@ def Resize(
 
 
 def _computed_in(dtype: np.dtype, mode: str) -> np.dtype:
-    if dtype == object:
+    if dtype.kind == "O":
         raise UnsupportedError(f"Resize of texts in mode {mode!r}; use nearest")
-    exact = np.issubdtype(dtype, np.integer) or dtype == bool
+    exact = dtype.kind in "iub"
     return np.dtype(np.float64) if exact else jnp.promote_types(dtype, np.float32)
 
 
 def _back(y: Value, dtype: np.dtype) -> Value:
     """Integers are rounded to the nearest and saturated."""
-    if dtype == bool:
+    if dtype.kind == "b":
         return y != 0
     if not np.issubdtype(dtype, np.integer):
         return y.astype(dtype)
@@ -223,7 +223,7 @@ def _back(y: Value, dtype: np.dtype) -> Value:
 
 def _extrapolated(y: Value, plan: list[_Axis], points: list[np.ndarray], value: float) -> Value:
     """The value where an output element lies outside the input."""
-    if y.dtype == object:
+    if y.dtype.kind == "O":
         raise UnsupportedError("Resize of texts with tf_crop_and_resize; use another coordinate_transformation_mode")
     for a, point in zip(plan, points, strict=True):
         outside = (point < 0) | (point > a.size - 1)

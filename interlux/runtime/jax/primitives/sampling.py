@@ -81,7 +81,7 @@ def _gathered(x: Value, taps: list[list[Tap]]) -> Value:
             inside = valid if inside is None or valid is None else inside & valid
         part = _at(flat, index)
         if inside is not None:
-            outside = np.asarray("", object) if part.dtype == object else np.zeros((), part.dtype)
+            outside = np.asarray("", object) if part.dtype.kind == "O" else np.zeros((), part.dtype)
             part = library(part, inside).where(inside[:, None], part, outside)
         if weight is not None:
             part = part * weight[:, None]
@@ -139,12 +139,12 @@ def GridSample(
     if grid.shape[-1] != n or grid.ndim != x.ndim:
         raise InvalidModelError(f"GridSample of {tuple(x.shape)} with a grid of {tuple(grid.shape)}")
     output = (*x.shape[:2], *grid.shape[1:-1])
-    if x.dtype == object:
+    if x.dtype.kind == "O":
         if mode != "nearest":
             raise UnsupportedError(f"GridSample of texts in mode {mode!r}; use nearest")
         grid = concrete(grid, "grid of GridSample")
     wide = _wide(grid.dtype)
-    if np.issubdtype(x.dtype, np.inexact):
+    if x.dtype.kind not in "iubO":
         wide = jnp.promote_types(wide, jnp.finfo(x.dtype).dtype)
     points = grid.reshape((grid.shape[0], -1, n)).astype(wide)
     taps = [
@@ -153,7 +153,7 @@ def GridSample(
     ]
     if mode == "nearest":
         return _gathered(x, taps).reshape(output)
-    exact = np.issubdtype(x.dtype, np.integer) or x.dtype == bool
+    exact = x.dtype.kind in "iub"
     values = jnp.asarray(x).astype(wide if exact else jnp.promote_types(x.dtype, wide))
     return _gathered(values, taps).reshape(output).astype(x.dtype)
 
