@@ -11,6 +11,7 @@ from . import trees
 from .graph import Call, Graph, Node, graph_of
 from .layer import Layer
 from .layers.basic import Constant, Operator, Stored
+from .layers.control import Control
 from .model import Model
 from .text import escaped
 
@@ -19,14 +20,21 @@ WIDTH = 72  # of the tree's first column; a longer line pushes its second to the
 
 def brief(layer: Layer) -> str:
     """A layer with the fields that have no default, and those that differ from theirs."""
+    if isinstance(layer, Control):
+        plain = [
+            f"{f.name}={value!r}"
+            for f in dataclasses.fields(layer)
+            if not isinstance(value := getattr(layer, f.name), Graph) and value != f.default
+        ]
+        return f"{type(layer).__name__}({', '.join(plain)})"
     if not dataclasses.is_dataclass(layer) or isinstance(layer, Operator | Constant) or layer.children():
         return repr(layer)
     needed = {f.name: getattr(layer, f.name) for f in dataclasses.fields(layer) if f.default is dataclasses.MISSING}
-    plain = type(layer)(**needed)
+    usual = type(layer)(**needed)
     changed = {
         f.name: getattr(layer, f.name)
         for f in dataclasses.fields(layer)
-        if f.name not in needed and getattr(layer, f.name) != getattr(plain, f.name)
+        if f.name not in needed and getattr(layer, f.name) != getattr(usual, f.name)
     }
     parts = [f"{v!r}" for v in needed.values()] + [f"{k}={v!r}" for k, v in changed.items()]
     return f"{type(layer).__name__}({', '.join(parts)})"
@@ -78,6 +86,11 @@ def _graph_rows(model: Model, graph: Graph) -> Iterator[tuple[str, str]]:
             if isinstance(item, Node):
                 left, right = text(item)
                 yield branch + left, right
+                inside = item.layer.graphs() if isinstance(item.layer, Control) else ()
+                for k, (name, inner_graph) in enumerate(inside):
+                    end = k == len(inside) - 1
+                    yield deeper + ("└─ " if end else "├─ ") + f"{name}({', '.join(inner_graph.inputs)})", ""
+                    yield from walk(inner_graph.nested(), deeper + ("   " if end else "│  "), parent)
                 continue
             path = item.module.path
             label = path[len(parent) + 1 :] if parent and path.startswith(parent + ".") else path
