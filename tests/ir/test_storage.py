@@ -51,6 +51,8 @@ EXAMPLES = [
     l.Loop(LOOPED, 1),
     l.Scan(graph(l.relu, inputs=("a", "x", "c"), outputs=("a", "y0")), 1, (1,), (-1,), (1,), (), captured=1),
     l.SequenceMap(graph(l.relu), (True,)),
+    l.RandomTensor("normal", 1.0, 2.0, "float64"),
+    l.Chain(l.Bernoulli("bool"), l.Multinomial(3)),
     l.Gradient(graph(l.relu), 1, 1),
 ]
 

@@ -8,7 +8,7 @@ from .control import Gradient, If, Loop, Scan, SequenceMap
 from .conv import Conv, flatten, global_mean_pool, max_pool, mean_pool
 from .dense import Dense, Embedding
 from .normalization import BatchNorm, LayerNorm
-from .random import Dropout, Uniform
+from .random import Bernoulli, Dropout, Multinomial, RandomTensor, Uniform
 from .recurrent import LSTM, Recurrent
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Assign",
     "Attention",
     "BatchNorm",
+    "Bernoulli",
     "BranchLayer",
     "Chain",
     "Constant",
@@ -30,9 +31,11 @@ __all__ = [
     "LayerNorm",
     "Loop",
     "Maxout",
+    "Multinomial",
     "Operator",
     "PairwiseFusion",
     "Parallel",
+    "RandomTensor",
     "Recurrent",
     "RepeatedLayer",
     "Scan",

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ..dtypes import dtype_named
 from ..errors import InvalidModelError, ResourceLimitError
 from ..interpreter import Interpreter, Value
 from ..layer import FOLLOW, Layer, active, check_mode
@@ -123,3 +124,125 @@ class Dropout(Layer):
             return inputs[0], states
         y, seed = dropout(op, inputs[0], self.probability, states["seed"])
         return y, {"seed": seed}
+
+
+@dataclass(frozen=True)
+class RandomTensor(Layer):
+    """Random numbers of a distribution.
+
+    Arguments:
+        kind: uniform in [a, b), or normal with mean a and standard deviation b.
+        a, b: see there.
+        dtype: of the numbers, a floating-point type; they are drawn in float32.
+        mode: follow | always | never: when the seed goes on. While it does not, each call gives the same numbers.
+
+    Inputs: shape, int64, a vector
+    Returns: numbers of that shape
+    States: seed, uint32 [2]
+
+    Source: ONNX RandomUniform, RandomNormal and their Like forms; Box and Muller 1958.
+    """
+
+    kind: str
+    a: float
+    b: float
+    dtype: str = "float32"
+    mode: str = FOLLOW
+
+    def __post_init__(self) -> None:
+        check_mode(self.mode, "RandomTensor")
+        if self.kind not in ("uniform", "normal"):
+            raise InvalidModelError(f"RandomTensor: kind must be uniform or normal, not {self.kind!r}")
+
+    def init_states(self, rng: np.random.Generator) -> Tree:
+        return {"seed": fresh_seed(rng)}
+
+    def forward(
+        self, op: Interpreter, params: Mapping[str, Any], states: Mapping[str, Any], *inputs: Value, train: bool
+    ) -> tuple[Any, Mapping[str, Any]]:
+        (shape,) = inputs
+        if self.kind == "uniform":
+            numbers, seed = op.SeededUniform(states["seed"], shape, outputs=2)
+            first, second = self.a, self.b - self.a
+        else:
+            pairs, seed = op.SeededUniform(states["seed"], op.Concat(op.ints(2), shape, axis=0), outputs=2)
+            radius, angle = (op.Gather(pairs, op.const(np.array(i)), axis=0) for i in range(2))
+            # 1 - u is in (0, 1], where the logarithm is finite
+            length = op.Sqrt(op.Mul(op.Log(op.Sub(op.const(np.float32(1)), radius)), op.const(np.float32(-2))))
+            numbers = op.Mul(length, op.Cos(op.Mul(angle, op.const(np.float32(2 * np.pi)))))
+            first, second = self.a, self.b
+        y = op.Add(op.Mul(numbers, op.const(np.float32(second))), op.const(np.float32(first)))
+        return op.cast(y, dtype_named(self.dtype)), ({"seed": seed} if active(self.mode, train) else states)
+
+
+@dataclass(frozen=True)
+class Bernoulli(Layer):
+    """1 with the probability that its input says, else 0.
+
+    Arguments:
+        dtype: of the output.
+        mode: follow | always | never: when the seed goes on.
+
+    Inputs: probabilities, floats of any shape
+    Returns: the same shape
+    States: seed, uint32 [2]
+
+    Source: ONNX Bernoulli.
+    """
+
+    dtype: str
+    mode: str = FOLLOW
+
+    def __post_init__(self) -> None:
+        check_mode(self.mode, "Bernoulli")
+
+    def init_states(self, rng: np.random.Generator) -> Tree:
+        return {"seed": fresh_seed(rng)}
+
+    def forward(
+        self, op: Interpreter, params: Mapping[str, Any], states: Mapping[str, Any], *inputs: Value, train: bool
+    ) -> tuple[Any, Mapping[str, Any]]:
+        (probabilities,) = inputs
+        numbers, seed = op.SeededUniform(states["seed"], op.Shape(probabilities), outputs=2)
+        drawn = op.Less(numbers, op.cast(probabilities, np.float32))
+        return op.cast(drawn, dtype_named(self.dtype)), ({"seed": seed} if active(self.mode, train) else states)
+
+
+@dataclass(frozen=True)
+class Multinomial(Layer):
+    """Classes drawn by their unnormalised log-probabilities.
+
+    Arguments:
+        sample_size: how many are drawn from each row.
+        dtype: int32 or int64.
+        mode: follow | always | never: when the seed goes on.
+
+    Inputs: logits, floats [batch, classes]
+    Returns: class numbers [batch, sample_size]
+    States: seed, uint32 [2]
+
+    Source: ONNX Multinomial; the largest of the logits plus Gumbel noise (Gumbel 1954).
+    """
+
+    sample_size: int
+    dtype: str = "int32"
+    mode: str = FOLLOW
+
+    def __post_init__(self) -> None:
+        check_mode(self.mode, "Multinomial")
+
+    def init_states(self, rng: np.random.Generator) -> Tree:
+        return {"seed": fresh_seed(rng)}
+
+    def forward(
+        self, op: Interpreter, params: Mapping[str, Any], states: Mapping[str, Any], *inputs: Value, train: bool
+    ) -> tuple[Any, Mapping[str, Any]]:
+        logits = op.cast(inputs[0], np.float32)
+        rows, classes = op.Shape(logits, start=0, end=1), op.Shape(logits, start=1, end=2)
+        numbers, seed = op.SeededUniform(
+            states["seed"], op.Concat(rows, op.ints(self.sample_size), classes, axis=0), outputs=2
+        )
+        tiny = op.const(np.float32(2.0**-25))  # numbers are multiples of 2^-24, 0 among them
+        noise = op.Neg(op.Log(op.Neg(op.Log(op.Add(numbers, tiny)))))
+        drawn = op.ArgMax(op.Add(op.Unsqueeze(logits, op.ints(1)), noise), axis=2, keepdims=0)
+        return op.cast(drawn, dtype_named(self.dtype)), ({"seed": seed} if active(self.mode, train) else states)
