@@ -90,6 +90,10 @@ def output_dtype(
     if op_type in _NAMED:
         name, default = _NAMED[op_type]
         return dtypes.from_onnx(attributes.get(name) or default)
+    if op_type == "LinearAttention" and index == 1 and inputs[0] is not None:
+        return inputs[3] if len(inputs) > 3 and inputs[3] is not None else inputs[0]
+    if op_type == "EyeLike" and attributes.get("dtype") is None and inputs[0] is not None:
+        return inputs[0]
     if op_type in ("QuantizeLinear", "DequantizeLinear"):
         if attributes.get("output_dtype"):
             return dtypes.from_onnx(attributes["output_dtype"])

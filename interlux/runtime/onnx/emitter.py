@@ -56,6 +56,10 @@ def _hard_tanh(
     return layer.limited(op, x), states
 
 
+# defaults that onnx's own definition of an operator forgets where the attribute is absent
+_EXPLICIT: dict[str, dict[str, Any]] = {"MeanVarianceNormalization": {"axes": (0, 2, 3)}}
+
+
 class OnnxInterpreter(Interpreter):
     """Records nodes. `opset` is the version of ai.onnx that they are written in."""
 
@@ -162,6 +166,7 @@ class OnnxInterpreter(Interpreter):
         """One node, as the target opset defines the operator."""
         given = [None if value is None else value.dtype for value in inputs]
         kinds = [output_dtype(op_type, i, given, attributes) for i in range(outputs)]
+        attributes = {**_EXPLICIT.get(op_type, {}), **attributes}
         kept = self._checked(op_type, inputs, attributes, kinds)
         container = output_container(op_type, [v.container if v is not None else "" for v in inputs], attributes)
         made = [Emitted(kind, container=container) for kind in kinds]

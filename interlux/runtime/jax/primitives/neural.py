@@ -11,7 +11,7 @@ from jax import lax
 
 from ....ir.dtypes import ONNX_DTYPES, dtype_named
 from ....ir.errors import UnsupportedError
-from .registry import Value, is_static, primitive
+from .registry import Value, concrete, primitive
 
 Ints = tuple[int, ...]
 
@@ -104,8 +104,8 @@ def GroupNormalization(
 
 @primitive
 def Dropout(x: Value, ratio: Value | None = None, training: Value | None = None, *, seed: int | None = None) -> Any:
-    kept = ratio is not None and is_static(ratio) and not float(ratio)  # nothing is dropped, in training either
-    if not kept and training is not None and not (is_static(training) and not bool(training)):
+    active = training is not None and bool(concrete(training, "whether Dropout trains"))
+    if active and (ratio is None or float(concrete(ratio, "the ratio of Dropout"))):
         raise UnsupportedError(
             "ONNX's Dropout draws other numbers in every run; interlux draws from a seed in the states"
         )

@@ -13,7 +13,7 @@ import numpy as np
 from ....ir import dtypes
 from ....ir.errors import InvalidModelError, UnsupportedError
 from ....ir.layers.random import seeded_uniform
-from .registry import Value, integers, is_static, library, primitive, scalar
+from .registry import Value, concrete, integers, is_static, library, primitive, scalar
 
 
 @primitive
@@ -177,11 +177,9 @@ def Pad(
 
 @primitive
 def Range(start: Value, limit: Value, delta: Value) -> Value:
-    if not is_static(start, limit, delta):
-        raise UnsupportedError(
-            "the length of Range depends on the data; a jitted function needs it fixed by the shapes"
-        )
-    return np.arange(start.reshape(()), limit.reshape(()), delta.reshape(()), dtype=start.dtype)
+    dtype = np.dtype(start.dtype)
+    first, end, step = (concrete(v, "the length of Range").reshape(()) for v in (start, limit, delta))
+    return np.arange(first, end, step, dtype=dtype)
 
 
 @primitive
