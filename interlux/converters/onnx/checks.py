@@ -18,6 +18,7 @@ from ...ir.containers import OPTIONAL, OPTIONAL_SEQUENCE, SEQUENCE
 from ...ir.errors import InvalidModelError, ResourceLimitError, UnsupportedError
 from ...ir.graph import ValueInfo
 from ..archive import shown
+from . import contrib
 from .upgrades import OLDEST_OPSET, upgradable
 
 OUTLINE_ELEMENTS = 1024  # larger initialisers are no shapes
@@ -278,13 +279,16 @@ def _unsupported(graph: onnx.GraphProto, versions: Mapping[str, int]) -> Iterato
 def _refusal(node: onnx.NodeProto, versions: Mapping[str, int]) -> str:
     """Why a node is not supported; "" if it is."""
     domain = "" if node.domain == "ai.onnx" else node.domain
-    if domain not in DOMAINS or domain not in versions:
+    own = contrib.known(domain, node.op_type, versions[""])
+    if (domain not in DOMAINS and not own) or domain not in versions:
         return f" of domain {shown(node.domain)}"
     kinds = {attribute.type for attribute in node.attribute}
     if kinds & {AttributeProto.GRAPH, AttributeProto.GRAPHS} and node.op_type not in SUBGRAPHS:
         return " (a sub-graph)"
     if kinds & {AttributeProto.SPARSE_TENSORS, AttributeProto.TYPE_PROTOS}:
         return " (sparse tensors and types as attributes)"
+    if own:
+        return ""
     version = versions[domain]
     try:
         schema = defs.get_schema(node.op_type, version, domain)
@@ -315,6 +319,7 @@ def _for_checks(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
             kept = [attribute for attribute in node.attribute if attribute.name != "num_groups"]
             del node.attribute[:]
             node.attribute.extend(kept)
+    contrib.for_checks(copy, opset)
     return copy
 
 

@@ -21,8 +21,9 @@ from ...ir.model import Dimension
 from ..archive import shown
 from ..bodies import BodyBuilder
 from ..builder import GraphBuilder, Place, Shape, Value
-from . import layers, scopes, weights
+from . import contrib, layers, scopes, weights
 from .checks import SUBGRAPHS, GraphPath, Kinds, Outline, place, tensor_of, type_text
+from .random import RANDOM
 from .reading import OnnxFile, TensorReader
 from .upgrades import Form, upgrade
 
@@ -225,6 +226,10 @@ class Nodes:
     def _made(self, form: Form) -> tuple[Value, ...]:
         if form.made is not None:
             return form.made
+        if contrib.takes(form):
+            return contrib.lower(self._op, form)
+        if form.op_type in RANDOM:
+            return RANDOM[form.op_type](self._op, form)
         made = layers.recognised(self._op, form)
         return self._operator(form) if made is None else made
 

@@ -253,7 +253,7 @@ def _gradient(op: JaxInterpreter, layer: Gradient, inputs: Sequence[Value | None
         (y,) = body(*values, *inputs[layer.wrt :])
         return jnp.sum(y)
 
-    return tuple(jax.grad(total, range(layer.wrt))(*_arrays(inputs[: layer.wrt])))  # type: ignore[arg-type]
+    return tuple(jax.grad(total, range(layer.wrt))(*_arrays(inputs[: layer.wrt])))
 
 
 # --- SequenceMap

@@ -26,7 +26,9 @@ from ...ir.model import Model
 from ...ir.trees import Tree
 from ..runner import Runner, refuse_written_states, run_in
 from .evaluation import is_text
+from .inference import COMPILER_OPTIONS, InferenceInterpreter, Packs, memory
 from .interpreter import JaxInterpreter
+from .item_by_item import item_by_item
 from .primitives import PRIMITIVES
 from .primitives.registry import NOTHING, DataDependent
 
@@ -106,7 +108,8 @@ class JaxRunner(Runner):
         self._graph = graph
         self._params, self._states = (trees.map_leaves(np.asarray, tree) for tree in (model.params, model.states))
         self._programs: dict[Any, _Program] = {}
-        self._constants: dict[int, tuple[Any, jax.Array]] = {}  # on the device, shared by the programs
+        self._packs = Packs()
+        self._constants: dict[Any, tuple[np.ndarray, jax.Array]] = {}  # on the device, shared by the programs
 
     def run(self, arrays: list[Any]) -> tuple[Any, ...]:
         with run_in(self.backend), jax.enable_x64(True):
@@ -120,7 +123,7 @@ class JaxRunner(Runner):
                 self._execute(program.late, JaxInterpreter(self._graph.values), values)
                 return tuple(_result(values[name]) for name in self._graph.outputs)
             return tuple(
-                np.asarray(values[name] if name in values else program.static[name]) for name in self._graph.outputs
+                _result(values[name] if name in values else program.static[name]) for name in self._graph.outputs
             )
 
     def _execute(self, nodes: Sequence[Node], op: Any, values: dict[str | None, Value]) -> None:
@@ -135,7 +138,8 @@ class JaxRunner(Runner):
 
     def _build(self, arrays: list[Any]) -> _Program:
         graph = self._graph
-        op = JaxInterpreter(graph.values)
+        on_cpu = self._device.platform == "cpu"
+        op = InferenceInterpreter(graph.values, self._packs) if on_cpu else JaxInterpreter(graph.values)
         program = _Program(None, [], [], {})
 
         def trace(*tensors: Value) -> list[Value]:
@@ -148,32 +152,36 @@ class JaxRunner(Runner):
             self._execute(graph.nodes, sorter, values)
             program.late = sorter.late
             read = dict.fromkeys((*graph.outputs, *(i for node in sorter.late for i in node.inputs if i is not None)))
-            found = {name: values[name] for name in read if values[name] is not _LATE}
+            found = {name: op.plain(values[name]) for name in read if values[name] is not _LATE}
             found = {name: value for name, value in found.items() if name not in graph.inputs or not sorter.late}
             program.static = {n: v for n, v in found.items() if not _traced(v)} | {None: None}
             program.traced = [n for n in found if n not in program.static]
-            return [op.plain(values[n]) for n in program.traced]
+            return [found[n] for n in program.traced]
 
         shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in arrays if _is_tensor(a)]
-        closed = jax.make_jaxpr(trace)(*shapes)
+        closed, returned = jax.make_jaxpr(trace, return_shape=True)(*shapes)
+        structure = jax.tree.structure(returned)  # sequences are lists
         large = [i for i, c in enumerate(closed.consts) if np.size(c) > LITERAL]
         places = {i: k for k, i in enumerate(large)}
+        loop = item_by_item(closed) if on_cpu and op.convolves else None
 
         def compute(arguments: list[Value], inputs: list[Value]) -> list[Value]:
             constants = [arguments[places[i]] if i in places else c for i, c in enumerate(closed.consts)]
-            return jax.core.eval_jaxpr(closed.jaxpr, constants, *inputs)
+            flat = loop(constants, inputs) if loop else jax.core.eval_jaxpr(closed.jaxpr, constants, *inputs)
+            return jax.tree.unflatten(structure, flat)
 
         program.arguments = [self._on_device(closed.consts[i]) for i in large]
         place = SingleDeviceSharding(self._device)
         jitted = jax.jit(compute, in_shardings=place, out_shardings=place)
-        program.executable = jitted.lower(program.arguments, shapes).compile()
+        program.executable = jitted.lower(program.arguments, shapes).compile(COMPILER_OPTIONS if on_cpu else None)
         return program
 
     def _on_device(self, constant: Any) -> jax.Array:
-        array = getattr(constant, "val", constant)  # JAX wraps constants of numpy that it traces
-        if id(array) not in self._constants:
-            self._constants[id(array)] = array, jax.device_put(array, self._device)
-        return self._constants[id(array)][1]
+        array = np.asarray(getattr(constant, "val", constant))  # JAX wraps constants of numpy that it traces, in views
+        key = memory(array)
+        if key not in self._constants:
+            self._constants[key] = array, jax.device_put(array, self._device)
+        return self._constants[key][1]
 
 
 def _is_tensor(value: Any) -> bool:

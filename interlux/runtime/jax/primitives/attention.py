@@ -232,7 +232,7 @@ def LinearAttention(
     scale: float = 0.0,
     update_rule: str = "gated_delta",
 ) -> tuple[Value, Value]:
-    """The recurrence token by token, in float32; the state has the dtype of past_state, without one the query's."""
+    """The recurrence token by token, at least in float32; the state has the dtype of past_state or else the query's."""
     if update_rule not in ("linear", "gated", "delta", "gated_delta"):
         raise InvalidModelError(f"unknown update_rule {update_rule!r}")
     gated, delta = "gated" in update_rule, "delta" in update_rule
@@ -240,6 +240,7 @@ def LinearAttention(
         raise InvalidModelError(
             f"update_rule {update_rule!r} with decay: {decay is not None}, beta: {beta is not None}"
         )
+    wide = jnp.promote_types(query.dtype, jnp.float32)
     batch, _, features = query.shape
     d_k, d_v, group = features // q_num_heads, value.shape[-1] // kv_num_heads, q_num_heads // kv_num_heads
 
@@ -247,8 +248,7 @@ def LinearAttention(
         """[batch, time, heads·size] as [time, batch, heads, size]."""
         if x is None:
             return None
-        wide = jnp.asarray(x).astype(jnp.float32)
-        return jnp.swapaxes(jnp.reshape(wide, (*x.shape[:2], heads, -1)), 0, 1)
+        return jnp.swapaxes(jnp.reshape(jnp.asarray(x).astype(wide), (*x.shape[:2], heads, -1)), 0, 1)
 
     def step(state: Value, now: tuple[Value, ...]) -> tuple[Value, Value]:
         q, k, v, g, b = now
@@ -261,15 +261,13 @@ def LinearAttention(
         return state, jnp.einsum("bhgk,bhkv->bhgv", grouped, state, precision=EXACT)
 
     start = (
-        jnp.zeros((batch, kv_num_heads, d_k, d_v), jnp.float32)
-        if past_state is None
-        else jnp.asarray(past_state).astype(jnp.float32)
+        jnp.zeros((batch, kv_num_heads, d_k, d_v), wide) if past_state is None else jnp.asarray(past_state).astype(wide)
     )
     beta_heads = 1 if beta is None else beta.shape[-1]
     parts = (over_time(query, q_num_heads), over_time(key, kv_num_heads), over_time(value, kv_num_heads))
     gates = (over_time(decay, kv_num_heads), over_time(beta, beta_heads))
     state, read = lax.scan(step, start, (*parts, *gates))
-    factor = np.float32(scale or 1 / sqrt(d_k))
+    factor = np.asarray(scale or 1 / sqrt(d_k), wide)
     y = jnp.reshape(jnp.swapaxes(read, 0, 1), (batch, query.shape[1], q_num_heads * d_v)) * factor
     return y.astype(query.dtype), state.astype(query.dtype if past_state is None else past_state.dtype)
 

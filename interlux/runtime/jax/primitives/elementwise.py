@@ -14,8 +14,8 @@ import numpy as np
 from jax import lax
 
 from ....ir import dtypes
-from ....ir.errors import UnsupportedError
 from ....ir.trees import is_float
+from .low_precision import converted
 from .registry import Value, define, is_static, library, primitive
 
 
@@ -87,18 +87,13 @@ define(
     Min=lambda *xs: reduce(library(*xs).minimum, xs),
     Sum=lambda *xs: reduce(library(*xs).add, xs),
     Mean=lambda *xs: reduce(library(*xs).add, xs) / np.asarray(len(xs), xs[0].dtype),
-    CastLike=lambda x, like, **_: _converted(x, np.dtype(like.dtype)),
+    CastLike=lambda x, like, **attributes: _converted(x, np.dtype(like.dtype), **attributes),
 )
 
 
-_NARROW = ("float8", "float4", "int4", "uint4", "int2", "uint2")
-
-
-def _converted(x: Value, dtype: np.dtype[Any]) -> Value:
-    """x in another dtype. Into types below 16 bits ONNX saturates and rounds in ways that numpy and JAX don't."""
-    if dtype.name.startswith(_NARROW) and x.dtype != dtype:
-        raise UnsupportedError(f"a cast to {dtype.name} is not part of this version")
-    return x.astype(dtype)
+def _converted(x: Value, dtype: np.dtype[Any], saturate: int = 1, round_mode: str = "up") -> Value:
+    """x in another dtype, as ONNX's Cast."""
+    return converted(x, dtype, saturate=bool(saturate), round_mode=round_mode)
 
 
 @primitive
@@ -152,7 +147,7 @@ def Where(condition: Value, x: Value, y: Value) -> Value:
 
 @primitive
 def Cast(x: Value, *, to: int, saturate: int = 1, round_mode: str = "up") -> Value:
-    return _converted(x, dtypes.from_onnx(to))
+    return _converted(x, dtypes.from_onnx(to), saturate, round_mode)
 
 
 @primitive

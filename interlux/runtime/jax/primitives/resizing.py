@@ -140,7 +140,8 @@ def _plan(
     bounds = [(0.0, 1.0)] * n if roi is None else [(float(roi[i]), float(roi[i + n])) for i in range(n)]
     lengths = [shape[axis] for axis in axes]
     if sizes is None:
-        outputs = [floor(s * (b[1] - b[0]) * factor) for s, b, factor in zip(lengths, bounds, given, strict=True)]
+        # whatever the roi: ONNX's text has its extent as a factor, its implementations do not
+        outputs = [floor(length * factor) for length, factor in zip(lengths, given, strict=True)]
         factors = [float(factor) for factor in given]
     else:
         factors = [float(size) / length if length else 1.0 for size, length in zip(given, lengths, strict=True)]

@@ -27,8 +27,8 @@ def AffineGrid(theta: Value, size: Value, *, align_corners: int = 0) -> Value:
     axes = []
     for length in spatial:
         step = np.arange(length, dtype=np.float64)
-        if align_corners:  # a single pixel is its own middle, as in PyTorch
-            axes.append(2 * step / (length - 1) - 1 if length > 1 else np.zeros(1))
+        if align_corners:  # a single pixel is the first one, as in ONNX's implementations
+            axes.append(2 * step / max(length - 1, 1) - 1)
         else:
             axes.append((2 * step + 1) / length - 1)
     corners = np.meshgrid(*axes, indexing="ij")[::-1]  # x first
@@ -102,14 +102,14 @@ def _tap(place: Value, weight: Value | None, size: int) -> Tap:
 
 
 def _grid_taps(x: Value, size: int, mode: str, padding_mode: str, align_corners: int) -> list[Tap]:
-    """The elements on an axis that a normalised position takes, in the order of ONNX's reference implementation."""
+    """The elements on an axis that a normalised position takes."""
     xp = library(x)
     x = (x + 1) / 2 * (size - 1) if align_corners else ((x + 1) * size - 1) / 2
     low, high = (0.0, size - 1.0) if align_corners else (-0.5, size - 0.5)
     if mode == "nearest":
         x = xp.rint(x)
     outside = (x < low) | (x > high)
-    if padding_mode == "border":
+    if padding_mode == "border" and mode != "cubic":  # a cubic's neighbours are moved one by one, below
         x = xp.where(outside, xp.clip(x, 0, size - 1), x)
     elif padding_mode == "reflection":
         x = xp.where(outside, _reflected(x, low, high), x)

@@ -19,9 +19,9 @@ def _rounded(x: Value) -> Value:
 
 def _bins(begin: Value, end: Value, size: int, bins: int) -> Value:
     """Which elements of an axis belong to each bin of a box [bins, size]; neighbours may share elements."""
-    width = jnp.maximum(end - begin + 1, 1) / bins
-    number = jnp.arange(bins).astype(width.dtype)
-    first, last = jnp.floor(number * width) + begin, jnp.ceil((number + 1) * width) + begin
+    length = jnp.maximum(end - begin + 1, 1)
+    number = np.arange(bins)
+    first, last = number * length // bins + begin, -(-(number + 1) * length // bins) + begin
     place = np.arange(size)
     return (place >= first[:, None]) & (place < last[:, None])
 
@@ -35,7 +35,7 @@ def MaxRoiPool(x: Value, rois: Value, *, pooled_shape: tuple[int, ...], spatial_
     images = jnp.asarray(x)
 
     def pool(roi: Value) -> Value:
-        corners = _rounded(roi[1:] * np.asarray(spatial_scale, wide))
+        corners = _rounded(roi[1:] * np.asarray(spatial_scale, wide)).astype(np.int64)
         by_y = _bins(corners[1], corners[3], height, pooled_shape[0])
         by_x = _bins(corners[0], corners[2], width, pooled_shape[1])
         image = images[roi[0].astype(np.int64)]
