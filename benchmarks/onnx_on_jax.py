@@ -12,6 +12,7 @@ output is compared with onnxruntime's first. jaxonnxruntime takes part where it 
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.util
 import json
 import os
@@ -20,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -88,10 +90,8 @@ def main(arguments: Sequence[str] = ()) -> int:
         for threads in options.threads:
             rows += _process(options, threads)
     print(table(rows))
-    for row in rows:
-        for result in row.results:
-            if result.note:
-                print(f"{row.model}, batch {row.batch}, {result.contender}: {result.note}")
+    notes = [f"{row.model}: {r.contender} is left out, {r.note}" for row in rows for r in row.results if r.note]
+    print("", *dict.fromkeys(notes), sep="\n")
     if options.json:
         content = {"environment": environment(), "rows": [asdict(row) for row in rows]}
         Path(options.json).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -211,7 +211,7 @@ def _measure(name: str, path: Path, module: Any, batch: int, threads: int, optio
         try:
             calls[contender], result.first = makers[contender]()
         except REFUSALS as error:
-            result.note = f"refuses the model: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            result.note = f"it refuses the model: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
     _compare(row, calls)
     _race(row, calls, options.rounds)
     return row
@@ -285,12 +285,14 @@ def _jaxonnxruntime(path: Path, inputs: dict[str, Any]) -> tuple[Call, float]:
     import jax
     import numpy as np
     import onnx
-    from jaxonnxruntime import call_onnx, config
 
+    peer = importlib.import_module("jaxonnxruntime")
+    convert = importlib.import_module("jaxonnxruntime.call_onnx").call_onnx_model
     # without it, every file that computes a shape is refused
-    config.update("jaxort_only_allow_initializers_as_static_args", False)
+    peer.config.update("jaxort_only_allow_initializers_as_static_args", False)
+    warnings.filterwarnings("ignore", message="Explicitly requested dtype int64")  # it works with 32 bits
     start = time.perf_counter()
-    function, parameters = call_onnx.call_onnx_model(onnx.load(path), inputs)
+    function, parameters = convert(onnx.load(path), inputs)
     compiled = jax.jit(function)
     parameters = jax.device_put(parameters)
     return _timed(lambda: np.asarray(compiled(parameters, inputs)[0]), start)

@@ -48,7 +48,7 @@ def output_container(op_type: str, inputs: Sequence[str], attributes: Mapping[st
             return SEQUENCE if first in (SEQUENCE, OPTIONAL_SEQUENCE) else ""
         case "ai.onnx.ml.ZipMap":
             key = "object" if attributes.get("classlabels_strings") else "int64"
-            return f"sequence of maps from {key}s"
+            return f"sequence of maps from {key}"
     return ""
 
 

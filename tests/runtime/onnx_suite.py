@@ -36,10 +36,17 @@ COLUMNS = ("jax", "reference", "onnxruntime")
 # why cases are not right: (pattern of their names, columns, reason)
 REASONS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     (
-        "test_attention_*_bf16_expanded",
+        "test_attention_*_bf16*",
         ("jax",),
         "sums in bfloat16 (8 bits) are compared at 1e-3; XLA rounds at other places, by one unit in the last place",
     ),
+    ("test_bernoulli*", ("jax",), "random numbers: ONNX does not say which, interlux draws its own from a seed"),
+    (
+        "test_bernoulli*",
+        ("reference", "onnxruntime"),
+        "interlux's random numbers are drawn from a seed in its states, for which ONNX has no operator",
+    ),
+    ("test_training_dropout*", ("jax",), "random numbers: active dropout of ONNX has no seed that could go on; refused"),
 )
 KINDS = ("pytorch-converted", "pytorch-operator", "simple")
 

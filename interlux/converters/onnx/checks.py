@@ -18,12 +18,12 @@ from ...ir.containers import OPTIONAL, OPTIONAL_SEQUENCE, SEQUENCE
 from ...ir.errors import InvalidModelError, ResourceLimitError, UnsupportedError
 from ...ir.graph import ValueInfo
 from ..archive import shown
-from . import contrib
+from . import classical, contrib
 from .upgrades import OLDEST_OPSET, upgradable
 
 OUTLINE_ELEMENTS = 1024  # larger initialisers are no shapes
 MAX_NODES = 1_000_000  # after inlining: a function that calls another twice, and so on, doubles each time
-DOMAINS = ("", "ai.onnx.ml", "ai.onnx.preview", "ai.onnx.preview.training")  # whose operators are primitives
+DOMAINS = ("", classical.DOMAIN, "ai.onnx.preview", "ai.onnx.preview.training")  # whose operators are primitives
 SUBGRAPHS = frozenset(("If", "Loop", "Scan", "SequenceMap"))
 EXPANDED = frozenset((("ai.onnx.preview", "FlexAttention"),))
 GraphPath = tuple[tuple[int, str], ...]  # (index of the node, name of its attribute) from the outermost graph inwards
@@ -123,7 +123,7 @@ def tensor_of(kind: onnx.TypeProto) -> tuple[onnx.TypeProto.Tensor | None, str]:
                 return inner.tensor_type, SEQUENCE
             if inner.WhichOneof("value") == "map_type":
                 tensor, container = tensor_of(inner)
-                return tensor, f"sequence of {container}s" if tensor is not None else ""
+                return tensor, container.replace("map", "sequence of maps", 1)
         case "optional_type":
             tensor, container = tensor_of(kind.optional_type.elem_type)
             if container in ("", SEQUENCE):
@@ -294,10 +294,10 @@ def _refusal(node: onnx.NodeProto, versions: Mapping[str, int]) -> str:
         schema = defs.get_schema(node.op_type, version, domain)
     except defs.SchemaError:
         return f" (no operator of {domain or 'ONNX'} in opset {version})"
-    old = not domain and upgradable(node.op_type, version)
+    primitive = f"{domain}.{node.op_type}" if domain else node.op_type
+    old = upgradable(primitive, version)
     if schema.deprecated and not old:
         return f" (deprecated in opset {schema.since_version})"
-    primitive = f"{domain}.{node.op_type}" if domain else node.op_type
     if not vocabulary.known(primitive):
         return "" if old else " (no primitive of this interlux)"
     if schema.since_version > vocabulary.signature(primitive).since:

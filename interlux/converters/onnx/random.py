@@ -19,9 +19,7 @@ from .upgrades import Form
 def _drawn(op: GraphBuilder, form: Form, layer: Layer, given: Value | None, dtype: np.dtype) -> tuple[Value, ...]:
     """Records a layer with a seed of its own: from the node's attribute, else from the name of its output."""
     if isinstance(op, BodyBuilder):
-        raise UnsupportedError(
-            "random numbers inside control flow are not supported: every turn would have the same"
-        )
+        raise UnsupportedError("random numbers inside control flow are not supported: every turn would have the same")
     name = form.outputs[0]
     number = form.attributes.get("seed")
     first = zlib.crc32(name.encode()) if number is None else int(np.float32(number).view(np.uint32))

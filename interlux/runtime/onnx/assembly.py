@@ -266,7 +266,7 @@ def _info(spec: TensorSpec, name: str) -> onnx.ValueInfoProto:
         if spec.container in (OPTIONAL, OPTIONAL_SEQUENCE):
             kind = helper.make_optional_type_proto(kind)
         return helper.make_value_info(name, kind)
-    key = dtypes.to_onnx(dtypes.dtype_named(spec.container.rpartition(" from ")[2].removesuffix("s")))
+    key = dtypes.to_onnx(dtypes.dtype_named(spec.container.rpartition(" from ")[2]))
     tensor = helper.make_tensor_type_proto(dtypes.to_onnx(dtypes.dtype_named(spec.dtype)), None)
     tensor.tensor_type.ClearField("shape")
     kind = onnx.TypeProto()

@@ -61,7 +61,7 @@ def activated(op: GraphBuilder, form: Form, x: Value, name: str | None, numbers:
     return op.primitive(name, [x], dict(numbers))
 
 
-def _positional(form: Form, name: str | None, numbers: tuple[float, ...] | None) -> dict[str, float]:
+def _positional(numbers: tuple[float, ...] | None) -> dict[str, float]:
     """Parameters of an activation given as a list."""
     return dict(zip(("alpha", "beta", "gamma"), numbers or (), strict=False))
 
@@ -253,7 +253,7 @@ def _fused_conv(op: GraphBuilder, form: Form) -> Value:
     y = node(op, "Conv", channels_first(op, form.input(0), rank) if last else x, weight, bias, **attributes)
     y = channels_last(op, y, rank) if last else y
     y = y if residual is None else op.Add(y, residual)
-    return activated(op, form, y, name, _positional(form, name, numbers))
+    return activated(op, form, y, name, _positional(numbers))
 
 
 @rule("ConvTransposeWithDynamicPads")

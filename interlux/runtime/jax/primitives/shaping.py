@@ -179,7 +179,7 @@ def Pad(
 def Range(start: Value, limit: Value, delta: Value) -> Value:
     dtype = np.dtype(start.dtype)
     first, end, step = (concrete(v, "the length of Range").reshape(()) for v in (start, limit, delta))
-    return np.arange(first, end, step, dtype=dtype)
+    return np.arange(first, end, step, dtype=dtype)  # type: ignore[call-overload]
 
 
 @primitive
