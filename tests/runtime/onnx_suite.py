@@ -46,7 +46,7 @@ REASONS: tuple[tuple[str, tuple[str, ...], str], ...] = (
         ("reference", "onnxruntime"),
         "interlux's random numbers are drawn from a seed in its states, for which ONNX has no operator",
     ),
-    ("test_training_dropout*", ("jax",), "random numbers: active dropout of ONNX has no seed that could go on; refused"),
+    ("test_training_dropout*", ("jax",), "random numbers: ONNX's active dropout has no seed that could go on; refused"),
 )
 KINDS = ("pytorch-converted", "pytorch-operator", "simple")
 

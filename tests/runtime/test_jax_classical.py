@@ -364,7 +364,7 @@ def check_lowered(
             execute(graph.nodes, JaxInterpreter(), model.params, model.states, values, train=False)
         found = [values[name] for name in graph.outputs]
     for mine, wanted in zip(found, expected, strict=True):
-        same(mine, wanted, 1e-4, 1e-5)
+        same(mine, wanted, 1e-4, 5e-5)  # onnxruntime transforms the scores of doubles in 32 bits
 
 
 def test_a_compiled_forest() -> None:

@@ -21,7 +21,7 @@ from ...ir.errors import InvalidModelError, UnsupportedError
 from ..archive import shown
 from .checks import place
 from .reading import MAX_PROTOBUF, Source, TensorReader, read
-from .reference_contrib import CONTRIB_OPS
+from .reference_contrib import CONTRIB_OPS, EARLY_OPS
 
 # what becomes float64; types of 8 bits and below are quantisation, which is part of what a model computes
 _WIDENED = frozenset((TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16))
@@ -148,6 +148,8 @@ class OnnxSource:
         opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
         _refuse_ignored(model.graph.node, opset)
         own: list[type[OpRun]] = [Gelu, *CONTRIB_OPS]
+        if opset < 17:
+            own += EARLY_OPS
         if opset < 14:
             own.append(BatchNormalization)
         if opset < 13:

@@ -31,6 +31,11 @@ _TRAINED = {
     "LSTM": {1, 2, 3, 7},
     "GRU": {1, 2, 3},
     "RNN": {1, 2, 3},
+    "FusedMatMul": {0, 1},
+    "FusedGemm": {1, 2},
+    "FusedConv": {1, 2},
+    "Attention": {1, 2},
+    "SkipLayerNormalization": {2, 3, 4},
 }
 # inputs that take floats as settings: they must be known when a program is compiled, and no gradient is wanted
 _SETTINGS = {
@@ -52,6 +57,12 @@ _STATES = {
     "DequantizeLinear": {1},
     "QLinearConv": {1, 4, 6},
     "QLinearMatMul": {1, 4, 6},
+    "MatMulNBits": {2, 3},
+    "GatherBlockQuantized": {2},
+    "MatMulIntegerToFloat": {2, 3},
+    "DynamicQuantizeMatMul": {2},
+    "QAttention": {3, 4},
+    "QGemm": {1, 4, 7},
 }
 # torch's names of parameters: identifiers and numbers, joined by dots ("layer1.0.scale")
 _MODULE_PATH = re.compile(r"[^\W\d]\w*(\.\w+)+")
