@@ -125,7 +125,7 @@ def image(op: JaxInterpreter, x: Any) -> Any:
     return op.Conv(x, np.eye(x.shape[1], dtype=x.dtype).reshape(x.shape[1], x.shape[1], *(1,) * (x.ndim - 2)))
 
 
-POOLS = [
+POOLS: list[dict[str, Any]] = [
     {"kernel_shape": (3, 3), "strides": (2, 2), "pads": (1, 1, 1, 1)},
     {"kernel_shape": (2, 2), "strides": (2, 2)},
     {"kernel_shape": (3, 2), "pads": (0, 1, 2, 0)},
@@ -364,7 +364,7 @@ APART: dict[str, Function] = {
     "concatenation": lambda x: jnp.concatenate([x, x * 2], 1),
     "reshape": lambda x: jnp.reshape(jnp.reshape(x, (4, 2, 2, 48)), (4, 4, 48)),
     "merged with the axis behind": lambda x: jnp.reshape(x, (16, 48)),
-    "convolution": lambda x: jax.lax.conv(x, random(5, 4, 3, 3), (1, 1), "SAME"),
+    "convolution": lambda x: jax.lax.conv(x, jnp.asarray(random(5, 4, 3, 3)), (1, 1), "SAME"),
     "several outputs": lambda x: (x, x + 1),
 }
 MIXED: dict[str, Function] = {

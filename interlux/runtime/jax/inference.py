@@ -59,7 +59,7 @@ class InferenceInterpreter(JaxInterpreter):
         packs: of the model.
 
     Attributes:
-        convolves: whether a convolution has been computed.
+        convolves: whether a convolution has been computed. Then the items of a batch may be computed one by one.
     """
 
     def __init__(self, known: Mapping[str, ValueInfo] | None = None, packs: Packs | None = None):
@@ -233,12 +233,14 @@ def _elementwise(op_type: str) -> Callable[..., Value]:
     return compute
 
 
-_ELEMENTWISE = """
-    Abs Acos Acosh Add And Asin Asinh Atan Atanh Cast Ceil Celu Clip Cos Cosh Div Elu Equal Erf Exp Floor Gelu Greater
-    GreaterOrEqual HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Less LessOrEqual Log Max Mean Min Mish Mod Mul
-    Neg Not Or PRelu Pow Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin Sinh Softplus Softsign Sqrt StopGradient Sub
-    Sum Swish Tan Tanh ThresholdedRelu Where Xor
-""".split()
+_ELEMENTWISE = (
+    *("Abs", "Acos", "Acosh", "Add", "And", "Asin", "Asinh", "Atan", "Atanh", "Cast", "Ceil", "Celu", "Clip", "Cos"),
+    *("Cosh", "Div", "Elu", "Equal", "Erf", "Exp", "Floor", "Gelu", "Greater", "GreaterOrEqual", "HardSigmoid"),
+    *("HardSwish", "Identity", "IsInf", "IsNaN", "LeakyRelu", "Less", "LessOrEqual", "Log", "Max", "Mean", "Min"),
+    *("Mish", "Mod", "Mul", "Neg", "Not", "Or", "PRelu", "Pow", "Reciprocal", "Relu", "Round", "Selu", "Shrink"),
+    *("Sigmoid", "Sign", "Sin", "Sinh", "Softplus", "Softsign", "Sqrt", "StopGradient", "Sub", "Sum", "Swish"),
+    *("Tan", "Tanh", "ThresholdedRelu", "Where", "Xor"),
+)
 INFERENCE.update({name: _elementwise(name) for name in _ELEMENTWISE if name in PRIMITIVES})
 
 
@@ -287,9 +289,9 @@ def _by_axes(op_type: str, place: int) -> Callable[..., Value]:
             return NotImplemented
         rest = [*inputs, *(None,) * (place - len(inputs))]
         given = rest[place - 1]
-        count = x.ndim if given is None and op_type == "Pad" else len(rest[0])
-        axes = range(count) if given is None else integers(given, "axes")
-        rest[place - 1] = np.array([stored_axis(a, x.ndim) for a in axes], np.int64)
+        if given is None:
+            given = np.arange(x.ndim if op_type == "Pad" or rest[0] is None else rest[0].size)
+        rest[place - 1] = np.array([stored_axis(a, x.ndim) for a in integers(given, "axes")], np.int64)
         return ChannelsLast(PRIMITIVES[op_type](x.array, *rest, **attributes))
 
     return compute

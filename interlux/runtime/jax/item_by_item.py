@@ -11,6 +11,7 @@ from math import prod
 from typing import Any
 
 import jax
+import numpy as np
 from jax import lax
 from jax.extend import core
 
@@ -78,6 +79,9 @@ def _evaluate(
     variables = (*jaxpr.constvars, *jaxpr.invars)
     known = dict(zip(variables, zip((*constants, *inputs), (*constant_axes, *axes), strict=True), strict=True))
 
+    made: list[Value]
+    values: Sequence[Value]
+
     def read(atom: Any) -> tuple[Value, Axis]:
         return (atom.val, None) if isinstance(atom, core.Literal) else known[atom]
 
@@ -95,8 +99,8 @@ def _evaluate(
             made = list(made) if equation.primitive.multiple_results else [made]
             out = [None] * len(made)
             if name == "broadcast_in_dim":
-                (shape,), into = (v.aval.shape for v in equation.invars), params["broadcast_dimensions"]
-                kept = {axis for axis, size in zip(into, shape, strict=True) if size != 1}
+                sizes = zip(params["broadcast_dimensions"], np.shape(values[0]), strict=True)
+                kept = {axis for axis, size in sizes if size != 1}
                 repeated[equation.outvars[0]] = set(range(len(params["shape"]))) - kept
         else:
             if name in _ELEMENTWISE:
@@ -144,11 +148,13 @@ def _apart(
 
 
 _ELEMENTWISE = frozenset(
-    """
-    abs acos acosh add and asin asinh atan atan2 atanh cbrt ceil clamp convert_element_type copy cos cosh div eq erf
-    erf_inv erfc exp exp2 expm1 floor ge gt integer_pow is_finite le log log1p logistic lt max min mul ne neg not or pow
-    rem round rsqrt select_n sign sin sinh sqrt square stop_gradient sub tan tanh xor
-    """.split()
+    (
+        *("abs", "acos", "acosh", "add", "and", "asin", "asinh", "atan", "atan2", "atanh", "cbrt", "ceil", "clamp"),
+        *("convert_element_type", "copy", "cos", "cosh", "div", "eq", "erf", "erf_inv", "erfc", "exp", "exp2", "expm1"),
+        *("floor", "ge", "gt", "integer_pow", "is_finite", "le", "log", "log1p", "logistic", "lt", "max", "min", "mul"),
+        *("ne", "neg", "not", "or", "pow", "rem", "round", "rsqrt", "select_n", "sign", "sin", "sinh", "sqrt"),
+        *("square", "stop_gradient", "sub", "tan", "tanh", "xor"),
+    )
 )
 
 

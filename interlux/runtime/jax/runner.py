@@ -163,7 +163,7 @@ class JaxRunner(Runner):
         structure = jax.tree.structure(returned)  # sequences are lists
         large = [i for i, c in enumerate(closed.consts) if np.size(c) > LITERAL]
         places = {i: k for k, i in enumerate(large)}
-        loop = item_by_item(closed) if on_cpu and op.convolves else None
+        loop = item_by_item(closed) if isinstance(op, InferenceInterpreter) and op.convolves else None
 
         def compute(arguments: list[Value], inputs: list[Value]) -> list[Value]:
             constants = [arguments[places[i]] if i in places else c for i, c in enumerate(closed.consts)]
