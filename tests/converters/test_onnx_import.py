@@ -216,7 +216,7 @@ def test_fixture(name: str) -> None:
         size = np.linalg.norm(exact)
         own = np.linalg.norm(source.run([x])[0] - exact) / size
         got = np.linalg.norm(run(x)[0] - exact) / size
-        assert got <= 4 * max(own, 1e-7)
+        assert got <= 4 * max(own, 2.0**-24 * 8)  # rounding of some 64 steps
 
 
 @pytest.mark.parametrize("name", ["lenet", "resnet", "transformer", "lstm"])
@@ -317,10 +317,6 @@ def test_upgrade(
     model = from_onnx(old)
     for got, right in zip(OnnxSource(emit(model, 21)).run(list(fed.values())), wanted, strict=True):
         same(np.asarray(got), np.asarray(right), 1e-5)
-    if op_type in ("GridSample", "DFT", "RoiAlign"):
-        with pytest.raises(UnsupportedError, match=op_type):
-            JaxRunner(model)
-        return
     for got, right in zip(run_jax(model, *fed.values()), wanted, strict=True):
         same(got, np.asarray(right), 1e-5)
 

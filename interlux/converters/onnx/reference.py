@@ -147,7 +147,7 @@ class OnnxSource:
     def _evaluate(self, model: onnx.ModelProto) -> ReferenceEvaluator:
         opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
         _refuse_ignored(model.graph.node, opset)
-        own: list[type[OpRun]] = [Gelu, *CONTRIB_OPS]
+        own: list[type[OpRun]] = [Gelu, GatherElements, *CONTRIB_OPS]
         if opset < 17:
             own += EARLY_OPS
         if opset < 14:
@@ -180,6 +180,11 @@ class OnnxSource:
             graph.initializer.append(numpy_helper.from_array(array, tensor.name))
         if wide:
             self._widen(graph)
+        opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
+        for node in graph.node:
+            absent = all(attribute.name != "axis" for attribute in node.attribute)
+            if opset < 13 and node.op_type in ("Softmax", "LogSoftmax", "Hardmax") and absent:
+                node.attribute.append(helper.make_attribute("axis", 1))  # the evaluator takes the newest default
         return model
 
     def _widen(self, graph: onnx.GraphProto) -> None:
@@ -294,6 +299,16 @@ def _rows(x: np.ndarray, axis: int) -> np.ndarray:
     """x as a matrix, as the operators of the softmax family took it before opset 13."""
     axis = axis % x.ndim if x.ndim else 0
     return x.reshape(math.prod(x.shape[:axis]), -1)
+
+
+class GatherElements(OpRun):
+    """The evaluator's own chooses among at most 64 arrays."""
+
+    op_domain = ""
+
+    def _run(self, data: np.ndarray, indices: np.ndarray, axis: int = 0) -> tuple[np.ndarray]:
+        other = tuple(slice(None) if i == axis % data.ndim else slice(n) for i, n in enumerate(indices.shape))
+        return (np.take_along_axis(data[other], np.where(indices < 0, indices + data.shape[axis], indices), axis),)
 
 
 class Softmax(OpRun):
