@@ -97,7 +97,7 @@ def apply(layer: Layer, params: Trees, states: Trees, inputs: tuple[Any, ...], t
             f"apply takes arrays of numpy or JAX, not {type(strange).__module__}.{type(strange).__name__}"
         )
     wide = jax.config.read("jax_enable_x64")
-    with run_in("JAX"), jax.enable_x64(True):
+    with run_in("JAX"), jax.enable_x64(True), np.errstate(all="ignore"):  # numpy computes here as XLA does
         result = _apply(layer, params, states, inputs, train, found)
         if not any(isinstance(leaf, jax.Array) for leaf in found):
             # inside an outer jit even constants give tracers
