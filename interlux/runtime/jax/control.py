@@ -19,7 +19,7 @@ from ...ir.errors import InvalidModelError, UnsupportedError
 from ...ir.graph import Graph
 from ...ir.layers import Gradient, If, Loop, Scan, SequenceMap
 from ...ir.layers.control import Control
-from .primitives.registry import NOTHING, DataDependent, concrete, library
+from .primitives.registry import NOTHING, DataDependent, concrete, is_traced, library
 
 if TYPE_CHECKING:
     from .interpreter import JaxInterpreter
@@ -58,10 +58,6 @@ def _body(op: JaxInterpreter, graph: Graph, train: bool) -> Body:
     return run
 
 
-def _traced(*values: Value) -> bool:
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
-
-
 def _is_array(value: Value) -> bool:
     """Whether XLA can carry a value."""
     return value is not NOTHING and not isinstance(value, list) and value.dtype != np.dtype(object)
@@ -88,7 +84,7 @@ def _if(op: JaxInterpreter, layer: If, inputs: Sequence[Value | None], train: bo
     condition: Value = inputs[0]
     captured = inputs[1:]
     branches = [_body(op, graph, train) for graph in (layer.then_branch, layer.else_branch)]
-    if not _traced(condition):
+    if not is_traced(condition):
         return branches[0 if _flag(condition, "the condition of If") else 1](*captured)
 
     def arrays(branch: Body) -> Callable[[], tuple[jax.Array, ...]]:
@@ -105,17 +101,17 @@ def _if(op: JaxInterpreter, layer: If, inputs: Sequence[Value | None], train: bo
 
 def _loop(op: JaxInterpreter, layer: Loop, inputs: Sequence[Value | None], train: bool) -> tuple[Value, ...]:
     trips, condition = inputs[:2]
-    carried, captured = list(inputs[2 : 2 + layer.carried]), inputs[2 + layer.carried :]
+    carried, captured = list(inputs[2 : layer.own_inputs]), inputs[layer.own_inputs :]
     body = _body(op, layer.body, train)
 
     def turn(number: Value, going: Value, values: Sequence[Value]) -> tuple[Value, ...]:
         return body(number, going, *values, *captured)
 
-    if _traced(trips, condition, *carried, *captured):
+    if is_traced(trips, condition, *carried, *captured):
         try:
             return _loop_in_xla(layer, turn, trips, condition, carried)
         except DataDependent:
-            if trips is None or _traced(trips) or int(concrete(trips, "").reshape(-1)[0]) > MOST_TURNS:
+            if trips is None or is_traced(trips) or int(concrete(trips, "").reshape(-1)[0]) > MOST_TURNS:
                 raise
     return _loop_in_turns(layer, turn, trips, condition, carried)
 
@@ -129,7 +125,7 @@ def _loop_in_xla(
     def step(number: Value, going: Value, values: Sequence[Value]) -> tuple[Any, tuple[Any, ...], tuple[Any, ...]]:
         following, *results = turn(number, going, values)
         if following is not going:
-            always[0] = always[0] and not _traced(following) and bool(np.asarray(following).reshape(-1)[0])
+            always[0] = always[0] and not is_traced(following) and bool(np.asarray(following).reshape(-1)[0])
         new, rows = results[: layer.carried], results[layer.carried :]
         return jnp.asarray(following).reshape(()), _arrays(new), _arrays(rows)
 
@@ -139,7 +135,7 @@ def _loop_in_xla(
     if _shapes(new) != _shapes(start):
         raise _Changing("a value that the Loop carries changes its shape")
     first = np.array(True) if condition is None else condition
-    if always[0] and trips is not None and not _traced(trips, first):
+    if always[0] and trips is not None and not is_traced(trips, first):
         count = int(np.asarray(trips).reshape(-1)[0]) if _flag(first, "") else 0
 
         def scanned(values: Any, number: Any) -> tuple[Any, Any]:
@@ -181,11 +177,11 @@ def _loop_in_turns(
     return (*carried, *(np.zeros((0, *e.shape), e.dtype) for e in empty))
 
 
-def _stacked(rows: list[Value], axis: int = 0) -> Value:
+def _stacked(rows: list[Value]) -> Value:
     shapes = {tuple(row.shape) for row in rows}
     if len(shapes) > 1:
         raise InvalidModelError(f"the turns of a loop give elements of different shapes: {sorted(shapes)[:3]}")
-    return library(*rows).stack(rows, axis)
+    return library(*rows).stack(rows)
 
 
 # --- Scan
@@ -193,7 +189,7 @@ def _stacked(rows: list[Value], axis: int = 0) -> Value:
 
 def _scan(op: JaxInterpreter, layer: Scan, inputs: Sequence[Value | None], train: bool) -> tuple[Value, ...]:
     n, m = layer.carried, layer.scanned
-    carried, sequences, captured = list(inputs[:n]), list(inputs[n : n + m]), inputs[n + m :]
+    carried, sequences, captured = list(inputs[:n]), inputs[n : layer.own_inputs], inputs[layer.own_inputs :]
     body = _body(op, layer.body, train)
     xs = [
         _along(x, axis, backwards)
@@ -218,7 +214,7 @@ def _scan(op: JaxInterpreter, layer: Scan, inputs: Sequence[Value | None], train
             raise _Changing("a value that the Scan carries changes its shape")
         last, rows = lax.scan(step, start, list(map(jnp.asarray, xs)))
     except DataDependent:
-        if _traced(*inputs) and length > MOST_TURNS:
+        if is_traced(*inputs) and length > MOST_TURNS:
             raise
         made = []
         values: Sequence[Value] = carried
@@ -262,7 +258,7 @@ def _gradient(op: JaxInterpreter, layer: Gradient, inputs: Sequence[Value | None
 def _sequence_map(
     op: JaxInterpreter, layer: SequenceMap, inputs: Sequence[Value | None], train: bool
 ) -> tuple[Value, ...]:
-    own, captured = inputs[: len(layer.sequences)], inputs[len(layer.sequences) :]
+    own, captured = inputs[: layer.own_inputs], inputs[layer.own_inputs :]
     body = _body(op, layer.body, train)
     lengths = {len(value) for value, mapped in zip(own, layer.sequences, strict=True) if mapped and value is not None}
     if len(lengths) != 1:

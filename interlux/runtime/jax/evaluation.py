@@ -22,7 +22,7 @@ from ...ir.layer import Layer
 from ...ir.trees import Path, Tree, is_float
 from ..runner import run_in
 from .interpreter import JaxInterpreter
-from .primitives.registry import NOTHING, DataDependent
+from .primitives.registry import NOTHING, DataDependent, is_traced
 
 Trees = Mapping[str, Any]
 
@@ -101,14 +101,14 @@ def apply(layer: Layer, params: Trees, states: Trees, inputs: tuple[Any, ...], t
         result = _apply(layer, params, states, inputs, train, found)
         if not any(isinstance(leaf, jax.Array) for leaf in found):
             # inside an outer jit even constants give tracers
-            return jax.tree.map(lambda y: np.asarray(y) if isinstance(y, jax.Array) and not _traced(y) else y, result)
+            return jax.tree.map(lambda y: np.asarray(y) if isinstance(y, jax.Array) and not is_traced(y) else y, result)
         return result if wide else jax.tree.map(_narrow, result)
 
 
 def _apply(
     layer: Layer, params: Trees, states: Trees, inputs: tuple[Any, ...], train: bool, found: list[Any]
 ) -> tuple[Any, Tree]:
-    if any(map(_traced, found)) or any(map(is_text, found)) or not _hashable(layer) or (layer, train) in _UNTRACEABLE:
+    if is_traced(found) or any(map(is_text, found)) or not _hashable(layer) or (layer, train) in _UNTRACEABLE:
         return forward(layer, params, states, inputs, train)
     try:
         return _compiled(layer, train)(params, states, inputs)
@@ -118,10 +118,6 @@ def _apply(
 
 
 _UNTRACEABLE: set[tuple[Layer, bool]] = set()  # layers that are executed on concrete arrays only
-
-
-def _traced(leaf: Any) -> bool:
-    return isinstance(leaf, jax.core.Tracer)
 
 
 def _narrow(leaf: Any) -> Any:

@@ -30,7 +30,7 @@ from .inference import COMPILER_OPTIONS, InferenceInterpreter, Packs, memory
 from .interpreter import JaxInterpreter
 from .item_by_item import item_by_item
 from .primitives import PRIMITIVES
-from .primitives.registry import NOTHING, DataDependent
+from .primitives.registry import NOTHING, DataDependent, is_traced
 
 LITERAL = 1024  # elements; larger constants are arguments of the program
 Value = Any
@@ -154,7 +154,7 @@ class JaxRunner(Runner):
             read = dict.fromkeys((*graph.outputs, *(i for node in sorter.late for i in node.inputs if i is not None)))
             found = {name: op.plain(values[name]) for name in read if values[name] is not _LATE}
             found = {name: value for name, value in found.items() if name not in graph.inputs or not sorter.late}
-            program.static = {n: v for n, v in found.items() if not _traced(v)} | {None: None}
+            program.static = {n: v for n, v in found.items() if not is_traced(v)} | {None: None}
             program.traced = [n for n in found if n not in program.static]
             return [found[n] for n in program.traced]
 
@@ -187,10 +187,6 @@ class JaxRunner(Runner):
 def _is_tensor(value: Any) -> bool:
     """Whether an input is an array that XLA takes."""
     return isinstance(value, np.ndarray) and not is_text(value)
-
-
-def _traced(value: Value) -> bool:
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value))
 
 
 def _concrete(value: Any) -> Value:

@@ -82,7 +82,7 @@ class Emission:
         """The model with all its data inside."""
         for tensor in self.proto.graph.initializer:
             if tensor.name in self.arrays:
-                tensor.raw_data = little_endian(self.arrays[tensor.name]).tobytes()
+                tensor.raw_data = self.arrays[tensor.name].tobytes()
         return self.proto
 
     def check(self, opset: int) -> None:
@@ -110,11 +110,6 @@ class Emission:
             onnx.shape_inference.infer_shapes(outline, check_type=True, strict_mode=True)
         except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
             raise InvalidModelError(f"the emitted ONNX model is not valid in opset {opset}: {error}") from error
-
-
-def little_endian(array: np.ndarray) -> np.ndarray:
-    """An array as ONNX stores it."""
-    return np.ascontiguousarray(array)
 
 
 class _Names:

@@ -67,6 +67,11 @@ def library(*values: Value | None) -> ModuleType:
     return np if is_static(*values) else jnp
 
 
+def is_traced(*values: Value | None) -> bool:
+    """Whether any array in the values, sequences included, is being traced."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
+
+
 def concrete(value: Value, what: str) -> np.ndarray:
     """The value as a numpy array. Raises DataDependent while tracing, if it depends on the inputs' data.
 
@@ -74,7 +79,7 @@ def concrete(value: Value, what: str) -> np.ndarray:
         value: an array.
         what: words for it in the error.
     """
-    if isinstance(value, jax.core.Tracer):
+    if is_traced(value):
         raise DataDependent(f"{what} depends on the data; a jitted function needs it fixed by the shapes")
     return np.asarray(value)
 
