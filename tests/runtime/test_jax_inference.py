@@ -16,11 +16,12 @@ from torch import nn
 import interlux as ix
 from interlux.runtime.jax import JaxRunner
 from interlux.runtime.jax.channels_last import ChannelsLast, stored, stored_axis
-from interlux.runtime.jax.convolution_forms import Window, form_of
+from interlux.runtime.jax.convolution_forms import form_of
 from interlux.runtime.jax.inference import INFERENCE, InferenceInterpreter, Packs
 from interlux.runtime.jax.interpreter import JaxInterpreter
 from interlux.runtime.jax.item_by_item import item_by_item
 from interlux.runtime.jax.primitives import PRIMITIVES
+from interlux.runtime.jax.primitives.windows import Window
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 Function = Callable[..., Any]
@@ -131,6 +132,7 @@ POOLS: list[dict[str, Any]] = [
     {"kernel_shape": (3, 2), "pads": (0, 1, 2, 0)},
     {"kernel_shape": (2, 2), "strides": (2, 2), "ceil_mode": 1},
     {"kernel_shape": (3, 3), "strides": (3, 2), "pads": (1, 1, 1, 1), "ceil_mode": 1},
+    {"kernel_shape": (3, 3), "strides": (2, 2), "pads": (0, 1, 2, 2), "ceil_mode": 1},
     {"kernel_shape": (3, 3), "strides": (2, 2), "auto_pad": "SAME_UPPER"},
     {"kernel_shape": (2, 3), "dilations": (2, 2)},
     {"kernel_shape": (9, 9), "pads": (4, 4, 4, 4)},

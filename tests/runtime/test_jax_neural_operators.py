@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 import jax
@@ -140,6 +141,12 @@ def pools() -> list[Case]:
             cases += [Case("MaxPool", [x], {**a, "storage_order": order}, 2) for order in (0, 1)]
             cases += [Case("AveragePool", [x], {**a, "count_include_pad": count}) for count in (0, 1)]
             cases += [Case("LpPool", [x], {**a, "p": p}) for p in (1, 3)]
+    # which last windows rounding up adds: those that start on the input or on its padding at the beginning
+    for size, k, stride, pads in product((4, 7), (2, 3), (2, 3, 4), ((0, 0), (0, 1), (1, 0), (0, 2), (2, 1))):
+        if max(pads) < k:
+            a = {"kernel_shape": [k], "strides": [stride], "pads": [*pads], "ceil_mode": 1}
+            cases.append(Case("MaxPool", [normal(1, 1, size)], a))
+            cases += [Case("AveragePool", [normal(1, 1, size)], {**a, "count_include_pad": c}) for c in (0, 1)]
     whole = (normal(1, 2, 6, 6) * 4).round()
     overlapping = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1], "strides": [2, 2]}
     for dtype in (np.int8, np.uint8, np.float64):

@@ -8,7 +8,6 @@ in another order. `form_of` is the rule that chooses.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import reduce
 from itertools import product
 from math import prod
@@ -18,82 +17,28 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from .primitives.linear import EXACT, spatial_pads
+from .primitives.linear import EXACT
 from .primitives.registry import Value
+from .primitives.windows import Ints, Window
 
-Ints = tuple[int, ...]
 MOST_TAPS = 64  # elements of a kernel that are written out as shifted slices
 STEM_CHANNELS = 4
 TINY_IMAGE = 64  # pixels
 
 
-@dataclass(frozen=True)
-class Window:
-    """A kernel that slides over the spatial axes.
+def _slices(x: Value, window: Window, fill: Any = 0) -> Iterator[Value]:
+    """For every element of the kernel, in row-major order, what it meets: [batch, *sizes, channels].
 
     Arguments:
-        kernel, strides, dilations: for each spatial axis.
-        pads: (begin, end) of each spatial axis, grown by what `ceil_mode` adds.
-        declared: the pads without that.
-        sizes: of the result's spatial axes.
+        x: [batch, *spatial, channels].
+        fill: the value of the padding.
     """
-
-    kernel: Ints
-    strides: Ints
-    dilations: Ints
-    pads: tuple[tuple[int, int], ...]
-    declared: tuple[tuple[int, int], ...]
-    sizes: Ints
-
-    @classmethod
-    def of(
-        cls,
-        spatial: Ints,
-        kernel: Ints,
-        strides: Ints | None,
-        pads: Ints | None,
-        dilations: Ints | None,
-        auto_pad: str = "NOTSET",
-        ceil_mode: int = 0,
-    ) -> Window:
-        """From an operator's attributes and the sizes of its input's spatial axes."""
-        n = len(kernel)
-        strides, dilations = strides or (1,) * n, dilations or (1,) * n
-        declared = spatial_pads(spatial, kernel, strides, dilations, pads, auto_pad)
-        grown, sizes = [], []
-        for i, (begin, end) in enumerate(declared):
-            padded = spatial[i] + begin + end
-            room = padded - (kernel[i] - 1) * dilations[i] - 1
-            count = room // strides[i] + 1
-            if ceil_mode and room % strides[i] and count * strides[i] < padded:  # no window starts in the end padding
-                count += 1
-                end += (count - 1) * strides[i] - room
-            grown.append((begin, end))
-            sizes.append(count)
-        return cls(kernel, strides, dilations, tuple(grown), tuple(declared), tuple(sizes))
-
-    @property
-    def taps(self) -> int:
-        """How many elements the kernel has."""
-        return prod(self.kernel)
-
-    @property
-    def is_padded(self) -> bool:
-        return any(map(any, self.pads))
-
-    def slices(self, x: Value, fill: Any = 0) -> Iterator[Value]:
-        """For every element of the kernel, in row-major order, what it meets: [batch, *sizes, channels].
-
-        Arguments:
-            x: [batch, *spatial, channels].
-            fill: the value of the padding.
-        """
-        if self.is_padded:  # once: XLA would compute a padding of every slice's own again and again
-            x = lax.pad(x, jnp.asarray(fill, x.dtype), [(0, 0, 0), *((b, e, 0) for b, e in self.pads), (0, 0, 0)])
-        for tap in product(*map(range, self.kernel)):
-            begin = [t * d for t, d in zip(tap, self.dilations, strict=True)]
-            end = [b + (m - 1) * s + 1 for b, m, s in zip(begin, self.sizes, self.strides, strict=True)]
-            yield lax.slice(x, (0, *begin, 0), (x.shape[0], *end, x.shape[-1]), (1, *self.strides, 1))
+    if window.is_padded:  # once: XLA would compute a padding of every slice's own again and again
+        x = lax.pad(x, jnp.asarray(fill, x.dtype), [(0, 0, 0), *((b, e, 0) for b, e in window.pads), (0, 0, 0)])
+    for tap in product(*map(range, window.kernel)):
+        places = window.slices(tap)
+        begins, ends = ([getattr(place, side) for place in places] for side in ("start", "stop"))
+        yield lax.slice(x, (0, *begins, 0), (x.shape[0], *ends, x.shape[-1]), (1, *window.strides, 1))
 
 
 def form_of(channels: int, features: int, group: int, window: Window) -> str:
@@ -149,13 +94,13 @@ def _dot(rows: Value, packed: Value, shape: Ints) -> Value:
 
 def _pointwise(x: Value, packed: Value, window: Window, group: int) -> Value:
     """A matrix product."""
-    (picked,) = window.slices(x)
+    (picked,) = _slices(x, window)
     return _dot(picked, packed, (x.shape[0], *window.sizes, packed.shape[1]))
 
 
 def _columns(x: Value, packed: Value, window: Window, group: int) -> Value:
     """im2col: the slices side by side, then a matrix product."""
-    rows = jnp.concatenate(list(window.slices(x)), -1)
+    rows = jnp.concatenate(list(_slices(x, window)), -1)
     return _dot(rows, packed, (x.shape[0], *window.sizes, packed.shape[1]))
 
 
@@ -179,7 +124,7 @@ def _depthwise(x: Value, packed: Value, window: Window, group: int) -> Value:
     """A sum of shifted slices times weights."""
     multiplier = packed.shape[-1]
     total = None
-    for number, part in enumerate(window.slices(x)):
+    for number, part in enumerate(_slices(x, window)):
         term = part * packed[number, :, 0] if multiplier == 1 else part[..., None] * packed[number]
         total = term if total is None else total + term
     assert total is not None
@@ -194,7 +139,7 @@ def _pack_grouped(weight: np.ndarray, group: int) -> np.ndarray:
 
 def _grouped(x: Value, packed: Value, window: Window, group: int) -> Value:
     """im2col in every group, then one batched matrix product."""
-    parts = [part.reshape(-1, group, x.shape[-1] // group) for part in window.slices(x)]
+    parts = [part.reshape(-1, group, x.shape[-1] // group) for part in _slices(x, window)]
     rows = jnp.concatenate(parts, -1) if len(parts) > 1 else parts[0]
     y = lax.dot_general(rows, packed, (((2,), (1,)), ((1,), (0,))), precision=EXACT)
     return y.transpose(1, 0, 2).reshape(x.shape[0], *window.sizes, -1)
@@ -214,19 +159,13 @@ FORMS: dict[str, tuple[Pack, Form]] = {
 
 def largest(x: Value, window: Window) -> Value:
     """The maximum of every window of x [batch, *spatial, channels], which holds floats."""
-    return reduce(jnp.maximum, window.slices(x, -np.inf))
+    return reduce(jnp.maximum, _slices(x, window, -np.inf))
 
 
-def average(x: Value, window: Window, spatial: Ints, count_include_pad: bool) -> Value:
+def average(x: Value, window: Window, count_include_pad: bool) -> Value:
     """The mean of every window of x [batch, *spatial, channels]; what `ceil_mode` adds never counts."""
-    counts = np.ones((), np.int64)
-    for i, size in enumerate(spatial):
-        begin = window.pads[i][0]
-        first, last = (-begin, size + window.declared[i][1]) if count_include_pad else (0, size)
-        starts = np.arange(window.sizes[i]) * window.strides[i] - begin
-        places = starts[:, None] + np.arange(window.kernel[i]) * window.dilations[i]
-        counts = np.multiply.outer(counts, np.sum((first <= places) & (places < last), 1))
-    total = reduce(jnp.add, window.slices(x))
+    counts = window.counts(count_include_pad)
+    total = reduce(jnp.add, _slices(x, window))
     if (counts == counts.reshape(-1)[0]).all():
         return total / counts.reshape(-1)[0].astype(x.dtype)
     return total / counts[..., None].astype(x.dtype)

@@ -16,13 +16,13 @@ from jax import lax
 from ...ir.graph import ValueInfo
 from ...ir.layers.control import Control
 from .channels_last import RANKS, ChannelsLast, aligned, plain, stored, stored_axis, to_last, to_second
-from .convolution_forms import FORMS, MOST_TAPS, Window, average, form_of, largest
+from .convolution_forms import FORMS, MOST_TAPS, average, form_of, largest
 from .interpreter import JaxInterpreter
 from .primitives import PRIMITIVES
 from .primitives.linear import EXACT
 from .primitives.registry import Value, integers, is_static
+from .primitives.windows import Ints, Window
 
-Ints = tuple[int, ...]
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 
@@ -120,7 +120,7 @@ def Conv(
 ) -> Value:
     if not _is_image(x) or not is_static(weight):
         return NotImplemented
-    window = Window.of(tuple(x.shape[2:]), tuple(weight.shape[2:]), strides, pads, dilations, auto_pad)
+    window = Window.of(x.shape[2:], weight.shape[2:], strides, pads, dilations, auto_pad)
     if min(window.sizes) < 1 or min(weight.shape) < 1:
         return NotImplemented
     name = form_of(x.shape[1], weight.shape[0], group, window)
@@ -162,14 +162,14 @@ def AveragePool(
     window = _pooling(x, kernel_shape, strides, pads, dilations, auto_pad, ceil_mode)
     if window is None:
         return NotImplemented
-    return ChannelsLast(average(x.array, window, tuple(x.shape[2:]), bool(count_include_pad)))
+    return ChannelsLast(average(x.array, window, bool(count_include_pad)))
 
 
 def _pooling(x: Value, kernel: Ints, *rest: Any) -> Window | None:
     """The window of a pool that is computed channels-last; None for others."""
     if not isinstance(x, ChannelsLast) or np.dtype(x.dtype) not in FLOATS:
         return None
-    window = Window.of(tuple(x.shape[2:]), tuple(kernel), *rest)
+    window = Window.of(x.shape[2:], kernel, *rest)
     return window if window.taps <= MOST_TAPS and min(window.sizes) > 0 else None
 
 

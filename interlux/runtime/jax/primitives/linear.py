@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ....ir.errors import InvalidModelError
 from .registry import Value, is_static, primitive
+from .windows import Window
 
 EXACT = lax.Precision.HIGHEST  # GPUs and TPUs would round float32 factors to fewer bits
 
@@ -41,29 +41,6 @@ def Einsum(*xs: Value, equation: str) -> Value:
     return jnp.einsum(equation, *xs, precision=EXACT)
 
 
-def spatial_pads(
-    sizes: tuple[int, ...],
-    kernel: tuple[int, ...],
-    strides: tuple[int, ...],
-    dilations: tuple[int, ...],
-    pads: tuple[int, ...] | None,
-    auto_pad: str,
-) -> list[tuple[int, int]]:
-    """(begin, end) of every spatial axis from ONNX's `pads` or `auto_pad`."""
-    n = len(kernel)
-    if auto_pad in ("NOTSET", "VALID"):
-        flat = (0,) * (2 * n) if pads is None or auto_pad == "VALID" else pads
-        return list(zip(flat[:n], flat[n:], strict=True))
-    if auto_pad not in ("SAME_UPPER", "SAME_LOWER"):
-        raise InvalidModelError(f"unknown auto_pad {auto_pad!r}")
-    result = []
-    for size, k, s, d in zip(sizes, kernel, strides, dilations, strict=True):
-        total = max((-(-size // s) - 1) * s + (k - 1) * d + 1 - size, 0)
-        small, large = total // 2, total - total // 2
-        result.append((small, large) if auto_pad == "SAME_UPPER" else (large, small))
-    return result
-
-
 @primitive
 def Conv(
     x: Value,
@@ -77,15 +54,14 @@ def Conv(
     group: int = 1,
     auto_pad: str = "NOTSET",
 ) -> Value:
-    kernel = tuple(weight.shape[2:])
-    strides, dilations = strides or (1,) * len(kernel), dilations or (1,) * len(kernel)
+    window = Window.of(x.shape[2:], weight.shape[2:], strides, pads, dilations, auto_pad)
     y = lax.conv_general_dilated(
         jnp.asarray(x),
         jnp.asarray(weight),
-        strides,
-        spatial_pads(x.shape[2:], kernel, strides, dilations, pads, auto_pad),
-        rhs_dilation=dilations,
+        window.strides,
+        window.pads,
+        rhs_dilation=window.dilations,
         feature_group_count=group,
         precision=EXACT,
     )
-    return y if bias is None else y + bias.reshape((1, -1) + (1,) * len(kernel))
+    return y if bias is None else y + bias.reshape((1, -1) + (1,) * (x.ndim - 2))

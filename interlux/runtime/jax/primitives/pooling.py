@@ -10,44 +10,13 @@ import numpy as np
 from jax import lax
 
 from ....ir.errors import InvalidModelError
-from .linear import spatial_pads
 from .registry import Value, define, integers, primitive
+from .windows import Ints, Window
 
 define(
     GlobalAveragePool=lambda x: jnp.mean(x, tuple(range(2, x.ndim)), keepdims=True),
     GlobalMaxPool=lambda x: jnp.max(x, tuple(range(2, x.ndim)), keepdims=True),
 )
-
-Ints = tuple[int, ...]
-Pads = list[tuple[int, int]]
-
-
-def _windows(
-    x: Value,
-    kernel: Ints,
-    strides: Ints | None,
-    pads: Ints | None,
-    dilations: Ints | None,
-    auto_pad: str,
-    ceil_mode: int,
-) -> tuple[Ints, Ints, Pads, Ints]:
-    """strides, dilations, pads and the sizes of the result; with ceil_mode the end pads are grown to the last
-    window."""
-    n = len(kernel)
-    strides, dilations = strides or (1,) * n, dilations or (1,) * n
-    padded = spatial_pads(x.shape[2:], kernel, strides, dilations, pads, auto_pad)
-    sizes = []
-    for i, size in enumerate(x.shape[2:]):
-        begin, end = padded[i]
-        reach = (kernel[i] - 1) * dilations[i] + 1
-        room = size + begin + end - reach
-        count = room // strides[i] + 1
-        if ceil_mode and room % strides[i] and count * strides[i] < size + begin:  # no window starts in the end padding
-            count += 1
-            end += (count - 1) * strides[i] - room
-        padded[i] = (begin, end)
-        sizes.append(count)
-    return strides, dilations, padded, tuple(sizes)
 
 
 def _lowest(dtype: np.dtype) -> np.ndarray:
@@ -66,18 +35,16 @@ def MaxPool(
     ceil_mode: int = 0,
     storage_order: int = 0,
 ) -> tuple[Value, Value]:
-    strides, dilations, padded, sizes = _windows(x, kernel_shape, strides, pads, dilations, auto_pad, ceil_mode)
-    grown = jnp.pad(x, [(0, 0), (0, 0), *padded], constant_values=_lowest(x.dtype))
+    window = Window.of(x.shape[2:], kernel_shape, strides, pads, dilations, auto_pad, ceil_mode)
+    grown = jnp.pad(x, [(0, 0), (0, 0), *window.pads], constant_values=_lowest(x.dtype))
     # The maximum of shifted slices: several times faster than a window reduction on a CPU, and differentiable with
     # dilation too. Of equal values the first takes the gradient, as in PyTorch.
     result = None
     winner: Value = None  # the number of the kernel's element that is the maximum
     met: Value = None  # whether a window has had an element on the input
     for number, tap in enumerate(product(*(range(k) for k in kernel_shape))):
-        begin = [t * d for t, d in zip(tap, dilations, strict=True)]
-        index = tuple(slice(b, b + (m - 1) * s + 1, s) for b, m, s in zip(begin, sizes, strides, strict=True))
-        part = grown[(slice(None), slice(None), *index)]
-        inside = _inside(x.shape[2:], begin, sizes, strides, padded)
+        part = grown[(slice(None), slice(None), *window.slices(tap))]
+        inside = _inside(window, tap)
         if result is None:
             result, winner, met = part, jnp.zeros(part.shape, np.int32), inside
             continue
@@ -86,48 +53,45 @@ def MaxPool(
         # an element in the padding is never the one, whatever its value
         winner = jnp.where((keep & met) | ~inside, winner, np.int32(number))
         met = met | inside
-    return result, _places(winner, x.shape, kernel_shape, strides, dilations, padded, storage_order)
+    return result, _places(winner, x.shape, window, storage_order)
 
 
-def _inside(spatial: Ints, begin: list[int], sizes: Ints, strides: Ints, padded: Pads) -> np.ndarray:
-    """In which windows an element of the kernel lies on the input [sizes], not on its padding."""
+def _inside(window: Window, tap: Ints) -> np.ndarray:
+    """In which windows the kernel's element `tap` lies on the input [*sizes], not on its padding."""
     result = np.ones((), bool)
-    for i, size in enumerate(spatial):
-        place = np.arange(sizes[i]) * strides[i] + begin[i] - padded[i][0]
+    for axis, size in enumerate(window.spatial):
+        place = window.places(axis)[:, tap[axis]]
         result = np.logical_and.outer(result, (place >= 0) & (place < size))
     return result
 
 
-def _places(
-    winner: Value, shape: Ints, kernel: Ints, strides: Ints, dilations: Ints, padded: Pads, storage_order: int
-) -> Value:
+def _places(winner: Value, shape: Ints, window: Window, storage_order: int) -> Value:
     """The flat index in the input of every window's element number `winner`; with storage_order 1 the first spatial
     axis runs fastest."""
-    n = len(kernel)
-    spatial = shape[2:]
+    n, spatial = len(window.kernel), window.spatial
     taps, rest = [], winner.astype(np.int64)
-    for k in reversed(kernel):
+    for k in reversed(window.kernel):
         taps.append(rest % k)
         rest = rest // k
     result = jnp.arange(shape[0] * shape[1]).reshape((*shape[:2], *(1,) * n)) * prod(spatial)
     for i, tap in enumerate(reversed(taps)):
-        start = np.arange(winner.shape[i + 2]) * strides[i] - padded[i][0]
-        place = tap * dilations[i] + start.reshape((-1,) + (1,) * (n - 1 - i))
+        starts = window.places(i)[:, 0].reshape((-1,) + (1,) * (n - 1 - i))
+        place = tap * window.dilations[i] + starts
         result = result + place * (prod(spatial[:i]) if storage_order else prod(spatial[i + 1 :]))
     return result
 
 
-def _window_sum(x: Value, kernel: Ints, strides: Ints, dilations: Ints, padded: Pads) -> Value:
+def _window_sum(x: Value, window: Window) -> Value:
     """Sums over windows of the spatial axes, half precision in float32."""
     wide = jnp.asarray(x).astype(jnp.promote_types(x.dtype, np.float32))
     return lax.reduce_window(
         wide,
         np.asarray(0, wide.dtype),
         lax.add,
-        (1, 1, *kernel),
-        (1, 1, *strides),
-        [(0, 0), (0, 0), *padded],
-        window_dilation=(1, 1, *dilations),
+        (1, 1, *window.kernel),
+        (1, 1, *window.strides),
+        [(0, 0), (0, 0), *window.pads],
+        window_dilation=(1, 1, *window.dilations),
     )
 
 
@@ -143,18 +107,9 @@ def AveragePool(
     ceil_mode: int = 0,
     count_include_pad: int = 0,
 ) -> Value:
-    strides, dilations, padded, sizes = _windows(x, kernel_shape, strides, pads, dilations, auto_pad, ceil_mode)
-    total = _window_sum(x, kernel_shape, strides, dilations, padded)
-    counts = np.ones((), np.int64)
-    declared = spatial_pads(x.shape[2:], kernel_shape, strides, dilations, pads, auto_pad)
-    for i, size in enumerate(x.shape[2:]):
-        begin = padded[i][0]
-        # what ceil_mode added beyond the declared padding never counts
-        first, last = (-begin, size + declared[i][1]) if count_include_pad else (0, size)
-        starts = np.arange(sizes[i]) * strides[i] - begin
-        inside = [[first <= s + k * dilations[i] < last for k in range(kernel_shape[i])] for s in starts]
-        counts = np.multiply.outer(counts, np.sum(np.array(inside).reshape(sizes[i], -1), axis=1))
-    return (total / counts.astype(total.dtype)).astype(x.dtype)
+    window = Window.of(x.shape[2:], kernel_shape, strides, pads, dilations, auto_pad, ceil_mode)
+    total = _window_sum(x, window)
+    return (total / window.counts(bool(count_include_pad)).astype(total.dtype)).astype(x.dtype)
 
 
 def _root(total: Value, p: int) -> Value:
@@ -177,9 +132,9 @@ def LpPool(
     auto_pad: str = "NOTSET",
     ceil_mode: int = 0,
 ) -> Value:
-    strides, dilations, padded, _ = _windows(x, kernel_shape, strides, pads, dilations, auto_pad, ceil_mode)
+    window = Window.of(x.shape[2:], kernel_shape, strides, pads, dilations, auto_pad, ceil_mode)
     wide = jnp.asarray(x).astype(jnp.promote_types(x.dtype, np.float32))
-    return _root(_window_sum(jnp.abs(wide) ** p, kernel_shape, strides, dilations, padded), p).astype(x.dtype)
+    return _root(_window_sum(jnp.abs(wide) ** p, window), p).astype(x.dtype)
 
 
 @primitive
