@@ -7,7 +7,7 @@ import itertools
 import sys
 
 SHORT = ("import_time", "from_torch_scaling")
-WITH_OPTIONS = ("onnx_on_jax",)
+WITH_OPTIONS = ("memory", "onnx_on_jax")
 NAMES = (*SHORT, *WITH_OPTIONS)
 
 

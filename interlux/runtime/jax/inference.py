@@ -15,6 +15,7 @@ from jax import lax
 
 from ...ir.graph import ValueInfo
 from ...ir.layers.control import Control
+from ..memory import contiguous, release
 from .channels_last import RANKS, ChannelsLast, aligned, plain, stored, stored_axis, to_last, to_second
 from .convolution_forms import FORMS, MOST_TAPS, average, form_of, largest
 from .interpreter import JaxInterpreter
@@ -41,14 +42,18 @@ class Packs:
         self._made: dict[tuple[Any, ...], tuple[tuple[Any, ...], np.ndarray]] = {}
 
     def __call__(self, purpose: Hashable, pack: Callable[..., Any], *arrays: np.ndarray) -> np.ndarray:
-        """pack(*arrays), C-contiguous.
+        """pack(*arrays), C-contiguous and aligned.
 
         Arguments:
             purpose: tells apart what is made of the same arrays; hashable.
         """
         key = (purpose, *map(memory, arrays))
         if key not in self._made:
-            self._made[key] = arrays, np.ascontiguousarray(pack(*arrays))
+            made = contiguous(pack(*arrays))
+            self._made[key] = arrays, made
+            for array in arrays:
+                if not np.may_share_memory(array, made):
+                    release(array)  # of the two, the program needs the packed one
         return self._made[key][1]
 
 
