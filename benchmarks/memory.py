@@ -111,7 +111,9 @@ def peak(step: str, path: Path, width: int) -> int:
     """Bytes that a process needs for one step, at most."""
     with tempfile.TemporaryDirectory(dir=path.parent) as out:
         arguments = [sys.executable, "-m", "benchmarks.memory", "--step", step, str(path), str(width), out]
-        return int(subprocess.run(arguments, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout.split()[-1])
+        return int(
+            subprocess.run(arguments, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout.split()[-1]
+        )
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +24,7 @@ def contiguous(array: np.ndarray) -> np.ndarray:
 def release(array: np.ndarray) -> None:
     """Gives the pages of an array that is mapped from a file, read-only, back to the system; whoever reads it again
     has them read from the file again. Other arrays stay as they are."""
-    owner = array
+    owner: Any = array
     while isinstance(owner, np.ndarray):
         owner = owner.base
     if isinstance(owner, memoryview):

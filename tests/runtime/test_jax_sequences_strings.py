@@ -340,3 +340,54 @@ def test_optimisers_in_double_and_with_their_attributes() -> None:
             same(made[0], x - 0.1 * way)
     with pytest.raises(InvalidModelError, match="3 values"):
         op(f"{domain}Adagrad", rate, at(0), x, g)
+
+
+SOME = texts("b", "", "a", "é", "a", "zz").reshape(2, 3)
+MOVES: list[tuple[str, list[Any], dict[str, Any]]] = [
+    ("Gather", [SOME, np.array([[2, -1], [0, 0]])], {"axis": 1}),
+    ("GatherElements", [SOME, np.array([[1], [-1]])], {"axis": 1}),
+    ("GatherElements", [SOME, np.array([[1, 0]])], {}),
+    ("GatherND", [SOME, np.array([[1, 0], [0, -1]])], {}),
+    ("GatherND", [SOME, np.array([[1], [0]])], {"batch_dims": 1}),
+    ("ScatterElements", [SOME, np.array([[1], [2]]), texts("new", "a").reshape(2, 1)], {"axis": 1}),
+    ("ScatterND", [SOME, np.array([[1, 1]]), texts("new")], {}),
+    ("Where", [np.array([True, False, True]), SOME, texts("other")], {}),
+    ("OneHot", [np.array([0, 2]), np.array(3), texts("off", "on")], {"axis": 0}),
+    ("Pad", [SOME, np.array([0, 1, 1, -1]), texts("fill").reshape(())], {}),
+    ("Pad", [SOME, np.array([1, 0, 0, 2])], {}),
+    ("Pad", [SOME, np.array([0, 1, 0, 2])], {"mode": "reflect"}),
+    ("Expand", [SOME, np.array([2, 2, 3])], {}),
+    ("Concat", [SOME, SOME[:1]], {"axis": 0}),
+    ("Slice", [SOME, np.array([-1]), np.array([0]), np.array([1]), np.array([-1])], {}),
+    ("Gather", [SOME[:, :0], np.zeros((0,), np.int64)], {"axis": 0}),
+]
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+@pytest.mark.parametrize(("kind", "inputs", "attributes"), MOVES)
+def test_texts_are_moved_as_numbers_are(
+    kind: str, inputs: list[Any], attributes: dict[str, Any], on_device: bool
+) -> None:
+    names = ["", *sorted({text for i in inputs if i.dtype == object for text in i.reshape(-1) if text})]
+    numbers = [
+        np.array([names.index(t) for t in i.reshape(-1)], np.int64).reshape(i.shape) if i.dtype == object else i
+        for i in inputs
+    ]
+    with jax.enable_x64(True):
+        if on_device and kind in ("Gather", "GatherElements", "GatherND", "ScatterElements", "ScatterND", "Where"):
+            inputs = [i if i.dtype == object else jax.numpy.asarray(i) for i in inputs]
+        moved = np.asarray(op(kind, *numbers, **attributes))
+        found = op(kind, *inputs, **attributes)
+    same(found, np.array(names, object)[moved])
+
+
+@pytest.mark.parametrize("index", [np.array([7]), jax.numpy.array([7])])
+def test_an_index_beyond_the_texts(index: Any) -> None:
+    for kind in ("Gather", "GatherElements"):
+        with pytest.raises(InvalidModelError, match="out of"):
+            op(kind, SOME.reshape(-1), index)
+
+
+def test_texts_are_not_moved_by_a_traced_index() -> None:
+    with pytest.raises(DataDependent):
+        jax.eval_shape(lambda i: op("Gather", SOME, i), np.array([0]))

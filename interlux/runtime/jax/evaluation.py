@@ -22,7 +22,7 @@ from ...ir.layer import Layer
 from ...ir.trees import Path, Tree, is_float
 from ..runner import run_in
 from .interpreter import JaxInterpreter
-from .primitives.registry import NOTHING, DataDependent, is_traced
+from .primitives.registry import NOTHING, DataDependent, is_text, is_traced
 
 Trees = Mapping[str, Any]
 
@@ -58,11 +58,6 @@ def _as_value(value: Any) -> Any:
     if isinstance(value, list):
         return [_as_value(item) for item in value]
     return value if is_text(value) else jnp.asarray(value)
-
-
-def is_text(value: Any) -> bool:
-    """Whether a value is an array of texts, which XLA has not."""
-    return isinstance(value, np.ndarray) and value.dtype.kind in "OSU"
 
 
 def _dtype_at(tree: Trees, path: Path, leaf: Any) -> Any:

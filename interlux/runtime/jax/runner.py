@@ -25,12 +25,11 @@ from ...ir.layers.control import Control
 from ...ir.model import Model
 from ...ir.trees import Tree
 from ..runner import Runner, refuse_written_states, run_in
-from .evaluation import is_text
 from .inference import COMPILER_OPTIONS, InferenceInterpreter, Packs, memory
 from .interpreter import JaxInterpreter
 from .item_by_item import item_by_item
 from .primitives import PRIMITIVES
-from .primitives.registry import NOTHING, DataDependent, is_traced
+from .primitives.registry import NOTHING, DataDependent, is_text, is_traced
 
 LITERAL = 1024  # elements; larger constants are arguments of the program
 Value = Any

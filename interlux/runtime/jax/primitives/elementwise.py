@@ -16,7 +16,7 @@ from jax import lax
 from ....ir import dtypes
 from ....ir.trees import is_float
 from .low_precision import converted
-from .registry import Value, define, is_static, library, primitive
+from .registry import Value, define, is_static, library, moving, primitive
 
 
 def _unary(numpy_name: str) -> Any:
@@ -141,6 +141,7 @@ def IsInf(x: Value, *, detect_negative: int = 1, detect_positive: int = 1) -> Va
 
 
 @primitive
+@moving
 def Where(condition: Value, x: Value, y: Value) -> Value:
     return library(condition, x, y).where(condition, x, y)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from types import ModuleType
 from typing import Any
 
@@ -10,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ....ir.errors import UnsupportedError
+from ....ir.errors import InvalidModelError, UnsupportedError
 
 Value = Any  # an array of numpy (static) or JAX; a list of them (a sequence); NOTHING (an optional without element)
 PRIMITIVES: dict[str, Callable[..., Any]] = {}
@@ -55,6 +56,32 @@ def primitive_of(domain: str) -> Callable[[Callable[..., Any]], Callable[..., An
 def define(**functions: Callable[..., Any]) -> None:
     """Enters short functions under the given names."""
     PRIMITIVES.update(functions)
+
+
+def is_text(value: Any) -> bool:
+    """Whether a value is an array of texts, which XLA has not."""
+    return isinstance(value, np.ndarray) and value.dtype.kind in "OSU"
+
+
+def moving(function: Callable[..., Any]) -> Callable[..., Any]:
+    """For functions that only move elements, with one output: of texts they move the numbers. What a function fills
+    in by itself, 0, stands for the empty text."""
+
+    @wraps(function)
+    def of_texts(*inputs: Value | None, **attributes: Any) -> Value:
+        texts: list[Any] = [i for i in inputs if is_text(i)]
+        if not texts:
+            return function(*inputs, **attributes)
+        known = np.unique(np.concatenate([t.reshape(-1) for t in texts])).astype(object)
+        known = np.concatenate([np.array([""], object), known])
+        numbers = {text: number for number, text in enumerate(known) if number}
+        numbered = [np.vectorize(numbers.get, otypes=[np.int64])(i) if is_text(i) else i for i in inputs]
+        moved = concrete(function(*numbered, **attributes), "a tensor of texts")
+        if moved.min(initial=0) < 0:  # what jax.numpy gives for an index that is out of range
+            raise InvalidModelError(f"{function.__name__}: an index is out of range")
+        return known[moved]
+
+    return of_texts
 
 
 def is_static(*values: Value | None) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 from ....ir import dtypes
 from ....ir.errors import InvalidModelError, UnsupportedError
 from ....ir.layers.random import seeded_uniform
-from .registry import Value, concrete, integers, is_static, library, primitive, scalar
+from .registry import Value, concrete, integers, is_static, library, moving, primitive, scalar
 
 
 @primitive
@@ -106,6 +106,7 @@ def Tile(x: Value, repeats: Value) -> Value:
 
 
 @primitive
+@moving
 def Gather(x: Value, indices: Value, *, axis: int = 0) -> Value:
     if is_static(x, indices):
         try:
@@ -117,15 +118,20 @@ def Gather(x: Value, indices: Value, *, axis: int = 0) -> Value:
 
 
 @primitive
+@moving
 def GatherElements(x: Value, indices: Value, *, axis: int = 0) -> Value:
-    if is_static(x, indices):
-        return np.take_along_axis(x, indices, axis)
     # ONNX lets `indices` be smaller than x along the other axes
     other = tuple(slice(None) if i == axis % x.ndim else slice(0, n) for i, n in enumerate(indices.shape))
+    if is_static(x, indices):
+        try:
+            return np.take_along_axis(x[other], indices, axis)
+        except IndexError as error:
+            raise InvalidModelError(f"GatherElements: {error}") from None
     return jnp.take_along_axis(x[other], jnp.asarray(indices), axis, mode="fill")
 
 
 @primitive
+@moving
 def GatherND(x: Value, indices: Value, *, batch_dims: int = 0) -> Value:
     def gather(x: Value, indices: Value) -> Value:
         return x[tuple(indices[..., k] for k in range(indices.shape[-1]))]
@@ -141,6 +147,7 @@ def _scatter(target: Any, updates: Value, reduction: str) -> Value:
 
 
 @primitive
+@moving
 def ScatterElements(x: Value, indices: Value, updates: Value, *, axis: int = 0, reduction: str = "none") -> Value:
     x, indices = jnp.asarray(x), jnp.asarray(indices)
     grid = list(jnp.meshgrid(*(jnp.arange(n) for n in indices.shape), indexing="ij"))
@@ -149,12 +156,14 @@ def ScatterElements(x: Value, indices: Value, updates: Value, *, axis: int = 0, 
 
 
 @primitive
+@moving
 def ScatterND(x: Value, indices: Value, updates: Value, *, reduction: str = "none") -> Value:
     indices = jnp.asarray(indices)
     return _scatter(jnp.asarray(x).at[tuple(indices[..., k] for k in range(indices.shape[-1]))], updates, reduction)
 
 
 @primitive
+@moving
 def Pad(
     x: Value, pads: Value, constant: Value | None = None, axes: Value | None = None, *, mode: str = "constant"
 ) -> Value:
@@ -211,6 +220,7 @@ def EyeLike(x: Value, *, dtype: int | None = None, k: int = 0) -> Value:
 
 
 @primitive
+@moving
 def OneHot(indices: Value, depth: Value, values: Value, *, axis: int = -1) -> Value:
     n = scalar(depth, "the depth of OneHot")
     position = axis % (indices.ndim + 1)
