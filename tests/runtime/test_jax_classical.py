@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from onnx import helper, numpy_helper
@@ -29,8 +30,10 @@ TRANSFORMS = ("NONE", "SOFTMAX", "LOGISTIC", "SOFTMAX_ZERO", "PROBIT")
 NEWEST = {"TreeEnsemble": 5, "LabelEncoder": 4}
 
 
-def by_onnxruntime(op_type: str, inputs: Arrays, attributes: dict[str, Any], outputs: int, version: int) -> list[Any]:
-    """What onnxruntime makes of one node."""
+def one_node(
+    op_type: str, inputs: Arrays, attributes: dict[str, Any], outputs: int, version: int
+) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
+    """A model of one node, and what it is fed."""
     names, made = [f"x{i}" for i in range(len(inputs))], [f"y{i}" for i in range(outputs)]
     held = {k: numpy_helper.from_array(v, k) if isinstance(v, np.ndarray) else v for k, v in attributes.items()}
     node = helper.make_node(op_type, names, made, domain="ai.onnx.ml", **held)
@@ -42,11 +45,16 @@ def by_onnxruntime(op_type: str, inputs: Arrays, attributes: dict[str, Any], out
         [helper.make_empty_tensor_value_info(n) for n in made],
     )
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid("ai.onnx.ml", version)]
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    return helper.make_model(graph, opset_imports=opsets, ir_version=10), dict(zip(names, inputs, strict=True))
+
+
+def by_onnxruntime(op_type: str, inputs: Arrays, attributes: dict[str, Any], outputs: int, version: int) -> list[Any]:
+    """What onnxruntime makes of one node."""
+    model, fed = one_node(op_type, inputs, attributes, outputs, version)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return session.run(None, dict(zip(names, inputs, strict=True)))
+    return session.run(None, fed)
 
 
 def by_jax(op_type: str, inputs: Arrays, attributes: dict[str, Any], *, traced: bool = False) -> tuple[Any, ...]:
@@ -611,3 +619,14 @@ def test_damaged_ensembles(change: dict[str, Any], message: str) -> None:
     attributes = NewForest(4, 1, 1, 1, (0,), np.float32).attributes()
     with pytest.raises(InvalidModelError, match=message):
         by_jax("TreeEnsemble", [ROWS], {**attributes, **change})
+
+
+@pytest.mark.parametrize("default", [None, 7, "none"])
+@pytest.mark.parametrize("x", [texts("b", "a", "q", "c"), np.array([2, 0, 3, -1])], ids=["texts", "places"])
+def test_the_first_label_encoder(x: np.ndarray, default: Any) -> None:
+    attributes: dict[str, Any] = {"classes_strings": ["a", "b", "c"]}
+    if default is not None:
+        attributes["default_string" if isinstance(default, str) else "default_int64"] = default
+    model, fed = one_node("LabelEncoder", [x], attributes, 1, 1)
+    (expected,) = by_onnxruntime("LabelEncoder", [x], attributes, 1, 1)
+    same(ix.compile(ix.from_onnx(model), "jax")(**fed)[0], expected)

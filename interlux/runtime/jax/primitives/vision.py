@@ -112,7 +112,7 @@ def ImageDecoder(encoded: Value, *, pixel_format: str = "RGB") -> Value:
     try:
         from PIL import Image, UnidentifiedImageError
     except ImportError:
-        raise UnsupportedError("ImageDecoder needs Pillow; pip install pillow") from None
+        raise UnsupportedError("ImageDecoder needs Pillow: pip install 'interlux[onnx]'") from None
     content = concrete(encoded, "a decoded image").tobytes()
     channels = 1 if pixel_format == "Grayscale" else 3
     try:
