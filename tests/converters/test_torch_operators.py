@@ -13,9 +13,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import interlux as ix
-from tests.helpers import Calls, check_outputs, check_training
-
-Inputs = Callable[[int], tuple[torch.Tensor, ...]]
+from tests.helpers import check_outputs
+from tests.torch_cases import Inputs, check_layer, check_layer_in_training, check_operator
 
 
 def images(b: int) -> tuple[torch.Tensor, ...]:
@@ -260,50 +259,19 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], Inputs]] = {
 }
 
 
-def perturbed(module: nn.Module) -> nn.Module:
-    """Weights and statistics that are not what a fresh module has: no zeros, no ones."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-            if tensor.is_floating_point():
-                noise = torch.rand(tensor.shape, generator=generator) + 0.5
-                tensor.copy_(noise if "var" in name else tensor + 0.3 * (noise - 1))
-    return module
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_operator(name: str) -> None:
-    torch.manual_seed(0)
-    function, inputs = CASES[name]
-    module = Calls(function)
-    model = ix.from_torch(module, inputs(3))
-    for batch in (3, 2, 5) if "expand" not in name else (3,):
-        check_outputs(module, model, inputs(batch))
+    check_operator(*CASES[name], batches=(3,) if "expand" in name else (3, 2, 5))
 
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_layer(name: str) -> None:
-    torch.manual_seed(0)
-    make, inputs = LAYERS[name]
-    module = perturbed(make()).eval()
-    batched = name not in ("LSTM",)
-    model = ix.from_torch(module, inputs(3), "batch" if batched else None)
-    for batch in (1, 2, 5) if batched else (3,):
-        check_outputs(module, model, inputs(batch))
-    expected = module.state_dict()
-    found = ix.torch_state_dict(model)
-    assert list(found) == list(expected)
-    assert all(torch.equal(found[k], expected[k]) and found[k].dtype == expected[k].dtype for k in expected)
+    check_layer(*LAYERS[name], batches=(3,) if name == "LSTM" else (3, 1, 2, 5))
 
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_layer_in_training(name: str) -> None:
-    torch.manual_seed(0)
-    make, inputs = LAYERS[name]
-    module = perturbed(make()).double()
-    given = tuple(x.double() if x.is_floating_point() else x for x in inputs(3))
-    model = ix.from_torch(module, given, None)
-    check_training(module, model, given)
+    check_layer_in_training(*LAYERS[name])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
