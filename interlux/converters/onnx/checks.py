@@ -7,11 +7,13 @@ several times, end at 2 GiB, and would look for external data by themselves.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import onnx
-from onnx import AttributeProto, TensorProto, checker, defs, helper, inliner, shape_inference
+from onnx import AttributeProto, TensorProto, checker, defs, helper, inliner, numpy_helper, shape_inference
 
 from ...ir import dtypes, vocabulary
 from ...ir.containers import OPTIONAL, OPTIONAL_SEQUENCE, SEQUENCE
@@ -24,6 +26,7 @@ from .upgrades import OLDEST_OPSET, upgradable
 OUTLINE_ELEMENTS = 1024  # larger initialisers are no shapes
 MAX_NODES = 1_000_000  # after inlining: a function that calls another twice, and so on, doubles each time
 DOMAINS = ("", classical.DOMAIN, "ai.onnx.preview", "ai.onnx.preview.training")  # whose operators are primitives
+_GRAPHS = (AttributeProto.GRAPH, AttributeProto.GRAPHS)
 SUBGRAPHS = frozenset(("If", "Loop", "Scan", "SequenceMap"))
 EXPANDED = frozenset((("ai.onnx.preview", "FlexAttention"),))
 GraphPath = tuple[tuple[int, str], ...]  # (index of the node, name of its attribute) from the outermost graph inwards
@@ -226,6 +229,14 @@ def _inlined(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
             raise InvalidModelError(f"{name}: function {shown(key[1])} calls itself")
         return found
 
+    for nodes in (model.graph.node, *(body.node for body in bodies.values())):
+        for node in all_nodes(nodes):
+            body = bodies.get((node.domain, node.op_type, node.overload))
+            given = {attribute.name for attribute in node.attribute}
+            # the inliner would take the operator's own default where a function has one
+            node.attribute.extend(a for a in (body.attribute_proto if body else ()) if a.name not in given)
+    for body in bodies.values():
+        _brought_to(body, {entry.domain: entry.version for entry in model.opset_import})
     try:
         total = size(all_nodes(model.graph.node))
     except RecursionError:
@@ -236,6 +247,25 @@ def _inlined(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
         return inliner.inline_local_functions(model)
     except (RuntimeError, ValueError, TypeError) as error:
         raise InvalidModelError(f"{name}: its functions cannot be inlined: {_one_line(error)}") from error
+
+
+def _brought_to(body: onnx.FunctionProto, versions: Mapping[str, int]) -> None:
+    """Gives a function the model's opset where its operators mean the same there; the inliner leaves others alone, and
+    they are refused."""
+    for entry in body.opset_import:
+        domain, wanted = "" if entry.domain == "ai.onnx" else entry.domain, versions.get(entry.domain, entry.version)
+        if wanted == entry.version:
+            continue
+        used = {node.op_type for node in all_nodes(body.node) if node.domain in (entry.domain, domain)}
+        try:
+            since = [
+                [defs.get_schema(op_type, version, domain).since_version for op_type in used]
+                for version in (entry.version, wanted)
+            ]
+        except defs.SchemaError:
+            continue
+        if since[0] == since[1]:
+            entry.version = wanted
 
 
 def _expanded(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
@@ -306,14 +336,25 @@ def _refusal(node: onnx.NodeProto, versions: Mapping[str, int]) -> str:
 
 
 def _for_checks(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
-    """A copy without operators that onnx's tools refuse in some opset although their meaning is defined.
+    """A copy without what onnx's tools refuse or misunderstand although its meaning is defined.
 
-    GroupNormalization was deprecated in opset 18 and came back in 21 with other scales; for types, it is like
-    InstanceNormalization.
+    - GroupNormalization was deprecated in opset 18 and came back in 21 with other scales; for types, it is like
+      InstanceNormalization.
+    - Without `onesided`, STFT is one-sided; inference has it otherwise.
+    - Resize multiplies a size by a scale in 32 bits (10 · 0.7 is 7), inference in more (6).
+    - Tensors inside nodes and inner graphs are copied at every step, and looked for if they are external.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    for node in copy.graph.node:
+    _move_tensors_out(copy.graph)
+    scales = {node.input[2 if node.op_type == "Resize" else 1] for node in _resizing(copy.graph)}
+    for tensor in copy.graph.initializer:
+        if tensor.name in scales and tensor.data_type == TensorProto.FLOAT:
+            raised = np.nextafter(numpy_helper.to_array(tensor), np.float32(np.inf))
+            tensor.CopyFrom(numpy_helper.from_array(raised, tensor.name))
+    for node in all_nodes(copy.graph.node):
+        if node.op_type == "STFT" and not any(a.name == "onesided" for a in node.attribute):
+            node.attribute.append(helper.make_attribute("onesided", 1))
         if node.op_type == "GroupNormalization" and opset < 21:
             node.op_type = "InstanceNormalization"
             kept = [attribute for attribute in node.attribute if attribute.name != "num_groups"]
@@ -321,6 +362,49 @@ def _for_checks(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
             node.attribute.extend(kept)
     contrib.for_checks(copy, opset)
     return copy
+
+
+def _resizing(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """The nodes that resize by scales."""
+    for node in all_nodes(graph.node):
+        if (node.op_type == "Resize" and len(node.input) > 2) or (node.op_type == "Upsample" and len(node.input) > 1):
+            yield node
+
+
+def _move_tensors_out(root: onnx.GraphProto) -> None:
+    """Makes inputs of the outermost graph of the large and external tensors of inner graphs and Constant nodes."""
+    nodes = list(all_nodes(root.node))
+    inner = [g for n in nodes for a in n.attribute for g in (a.g, *a.graphs) if a.type in _GRAPHS]
+    taken = Counter(
+        name
+        for graph in (root, *inner)
+        for name in (
+            *(value.name for value in graph.input),
+            *(tensor.name for tensor in graph.initializer),
+            *(name for node in graph.node for name in node.output),
+        )
+    )
+
+    def outside(tensor: TensorProto) -> bool:
+        return math.prod(tensor.dims) > OUTLINE_ELEMENTS or tensor.data_location == TensorProto.EXTERNAL
+
+    for graph in inner:
+        for i in reversed(range(len(graph.initializer))):
+            tensor = graph.initializer[i]
+            if outside(tensor) and taken[tensor.name] == 1:
+                root.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+                del graph.initializer[i]
+    for node in nodes:
+        values = [a.t for a in node.attribute if a.name == "value" and a.type == AttributeProto.TENSOR]
+        if node.op_type == "Constant" and values and outside(values[0]):
+            name = f"{node.output[0]}_value"
+            while taken[name]:
+                name += "_"
+            taken[name] += 1
+            root.input.append(helper.make_tensor_value_info(name, values[0].data_type, values[0].dims))
+            node.op_type = "Identity"
+            del node.attribute[:]
+            node.input.append(name)
 
 
 def _with_all_types(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from typing import Any
 
 import numpy as np
@@ -64,7 +65,8 @@ class _Importer:
         specs, dims = self._inputs(inputs)
         for tensor_name, array in initialisers.items():
             self._tensor(tensor_name, array, initialiser=True)
-        self._inner_tensors(self._plan.graph, ())
+        computed = {name for node in all_nodes(self._plan.graph.node) for name in node.output}
+        self._inner_tensors(self._plan.graph, (), computed | {value.name for value in graph.input})
         self._store()
         self._nodes.run(self._plan.graph)
         if self._context.refused:
@@ -93,12 +95,19 @@ class _Importer:
 
     def _metadata(self, name: str | None) -> dict[str, Any]:
         proto = self._file.proto
+        described = {
+            "doc_string": proto.doc_string,
+            "domain": proto.domain,
+            "model_version": proto.model_version,
+            "graph_doc_string": proto.graph.doc_string,
+        }
         return {
             "source": "onnx",
             "name": name or proto.graph.name or "model",
             "opset": self._plan.opset,
             "producer": f"{proto.producer_name} {proto.producer_version}".strip(),
             "properties": {entry.key: entry.value for entry in proto.metadata_props},
+            **{key: value for key, value in described.items() if value},
         }
 
     # --- inputs and outputs
@@ -168,21 +177,28 @@ class _Importer:
         else:
             self._arrays[name] = (kind, array)
 
-    def _inner_tensors(self, graph: onnx.GraphProto, path: GraphPath) -> None:
-        """Enters the Constants of a graph, and the tensors of the graphs inside it: all arrays are stored outside."""
+    def _inner_tensors(self, graph: onnx.GraphProto, path: GraphPath, computed: Set[str]) -> None:
+        """Enters the Constants of a graph, and the tensors of the graphs inside it: all arrays are stored outside.
+
+        Arguments:
+            computed: the names of all values, which no tensor of an inner graph may have: a value outside would be
+                taken for it.
+        """
+
+        def own_name(name: str) -> str:
+            taken = self._arrays.keys() | self._values | computed
+            return self._context.own_name(path, name, taken) if path else name
+
         if path:
             for name, array in self._context.initialisers(graph).items():
-                self._tensor(self._context.own_name(path, name, self._arrays.keys() | self._values), array, True)
-        for i, node in enumerate(graph.node):
+                self._tensor(own_name(name), array, initialiser=True)
+        for node in graph.node:
             if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
-                array = self._context.constant(node)
-                name = node.output[0]
-                if path:
-                    name = self._context.own_name(path, name, self._arrays.keys() | self._values)
-                self._tensor(name, array, initialiser=False)
+                self._tensor(own_name(node.output[0]), self._context.constant(node), initialiser=False)
+        for i, node in enumerate(graph.node):
             for attribute in node.attribute:
                 if attribute.type == AttributeProto.GRAPH:
-                    self._inner_tensors(attribute.g, (*path, (i, attribute.name)))
+                    self._inner_tensors(attribute.g, (*path, (i, attribute.name)), computed)
 
     def _store(self) -> None:
         self._paths = weights.paths_of(self._arrays)

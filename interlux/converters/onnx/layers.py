@@ -27,9 +27,9 @@ Recogniser = Callable[[GraphBuilder, Form], Value | tuple[Value, ...] | None]
 
 
 def _stored(*values: Value | None) -> bool:
-    """Whether all are stored floating-point arrays of one dtype."""
+    """Whether all are stored floating-point arrays of one dtype, none of them empty."""
     return (
-        all(v is not None and v.path is not None and trees.is_float(v.dtype) for v in values)
+        all(v is not None and v.path is not None and trees.is_float(v.dtype) and 0 not in _sizes(v) for v in values)
         and len({v.dtype for v in values if v is not None}) == 1
     )
 
@@ -230,6 +230,7 @@ def patterns(
     """
     dense: dict[str, DenseNodes] = {}
     inside: set[str] = set()
+    here = set(map(id, nodes))
     for node in nodes:
         if node.op_type != "MatMul" or len(node.input) != 2:
             continue
@@ -238,11 +239,13 @@ def patterns(
         if not in_first and transpose is not None and transpose.op_type == "Transpose":
             perm = next((list(a.ints) for a in transpose.attribute if a.name == "perm"), [1, 0])
             weight = transpose.input[0] if perm == [1, 0] else ""
-        if len(shapes.get(weight, ())) != 2 or node.input[0] in shapes:
+        if len(shapes.get(weight, ())) != 2 or 0 in shapes[weight] or node.input[0] in shapes:
             continue
         units = shapes[weight][1 if in_first else 0]
         product = node.output[0]
-        readers = uses.readers.get(product, [])
+        readers = [reader for reader in uses.readers.get(product, []) if id(reader) in here]
+        if len(readers) != len(uses.readers.get(product, [])):
+            readers = []  # read inside another graph: it stays a value of its own
         # before opset 7, attributes of an Add could align its inputs otherwise
         if len(readers) == 1 and readers[0].op_type == "Add" and not readers[0].attribute and product not in outputs:
             (other,) = [name for name in readers[0].input if name != product]

@@ -7,6 +7,7 @@ float64, is computed as everywhere else. Training keeps the plain forms, which a
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from math import prod
 from typing import Any
 
 import jax.numpy as jnp
@@ -84,7 +85,7 @@ class InferenceInterpreter(JaxInterpreter):
         if form is not None:
             result = form(self.packs, *inputs, **attributes)
             if result is not NotImplemented:
-                return result
+                return result[:outputs] if isinstance(result, tuple) else result
         return super().call(op_type, [self.plain(i) for i in inputs], attributes, outputs)
 
 
@@ -377,7 +378,7 @@ def Gemm(
 
 def _product(x: Value, matrix: np.ndarray) -> Value:
     """x [..., k] times a matrix [k, n]."""
-    rows = jnp.reshape(x, (-1, matrix.shape[0]))
+    rows = jnp.reshape(x, (prod(x.shape[:-1]), matrix.shape[0]))
     return jnp.reshape(lax.dot(rows, matrix, precision=EXACT), (*x.shape[:-1], matrix.shape[1]))
 
 

@@ -31,6 +31,7 @@ from .item_by_item import item_by_item
 from .primitives import PRIMITIVES
 from .primitives.registry import NOTHING, DataDependent, is_text, is_traced
 
+PROGRAMS = 64  # the last ones used are kept; each input shape has its own
 LITERAL = 1024  # elements; larger constants are arguments of the program
 Value = Any
 
@@ -131,9 +132,11 @@ class JaxRunner(Runner):
 
     def _program(self, arrays: list[Any]) -> _Program:
         key = tuple((a.shape, a.dtype.name) if _is_tensor(a) else None for a in arrays)
-        if key not in self._programs:
-            self._programs[key] = self._build(arrays)
-        return self._programs[key]
+        program = self._programs.pop(key, None) or self._build(arrays)
+        self._programs[key] = program  # the last one used stands last
+        if len(self._programs) > PROGRAMS:
+            del self._programs[next(iter(self._programs))]
+        return program
 
     def _build(self, arrays: list[Any]) -> _Program:
         graph = self._graph

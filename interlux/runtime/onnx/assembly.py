@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,7 @@ from ...ir.errors import InvalidModelError
 from ...ir.graph import Node
 from ...ir.model import Model, TensorSpec
 
+DESCRIPTIONS = ("doc_string", "domain", "model_version")  # of a model
 SCOPE_KEY, SOURCE_KEY = "interlux.scope", "interlux.source"
 LARGE = 1024  # bytes; larger initialisers are kept aside until the model is written
 _METADATA_SINCE = 18  # metadata of nodes came with IR version 10, which runtimes of older opsets refuse
@@ -80,10 +82,12 @@ class Emission:
 
     def whole(self) -> onnx.ModelProto:
         """The model with all its data inside."""
-        for tensor in self.proto.graph.initializer:
+        made = onnx.ModelProto()
+        made.CopyFrom(self.proto)
+        for tensor in made.graph.initializer:
             if tensor.name in self.arrays:
                 tensor.raw_data = self.arrays[tensor.name].tobytes()
-        return self.proto
+        return made
 
     def check(self, opset: int) -> None:
         """Raises InvalidModelError unless onnx's checker, with full shape inference, takes the model.
@@ -129,8 +133,11 @@ class _Names:
 class _Writer:
     """Turns recorded nodes into protobufs; every value and node gets a name that no other has."""
 
-    def __init__(self, opset: int):
+    def __init__(self, opset: int, keep_names: bool):
+        """`keep_names` gives the nodes of the ONNX model that was imported their names again."""
         self._values, self._nodes = _Names(), _Names()
+        self._keep_names = keep_names
+        self._protos_of: Counter[int] = Counter()  # by the IR's node
         self._settled: set[int] = set()
         self._keep_metadata = opset >= _METADATA_SINCE
         self.domains: dict[str, int] = {"": opset}
@@ -140,7 +147,8 @@ class _Writer:
             value.name = self._values.take(wish)
             self._settled.add(id(value))
 
-    def nodes(self, nodes: Iterable[EmittedNode]) -> list[onnx.NodeProto]:
+    def nodes(self, nodes: Sequence[EmittedNode]) -> list[onnx.NodeProto]:
+        self._protos_of.update(id(node.node) for node in nodes if node.node is not None)
         return [self._node(node) for node in nodes]
 
     def _node(self, node: EmittedNode) -> onnx.NodeProto:
@@ -151,7 +159,10 @@ class _Writer:
             self.domains[domain] = max(s.since_version for s in defs.get_all_schemas() if s.domain == domain)
         scope = node.node.scope if node.node is not None else ()
         module = scope[-1].path.replace(".", "/") if scope else "/".join(node.place)
-        name = self._nodes.take(f"/{module}/{op_type}" if module else f"/{op_type}")
+        name = f"/{module}/{op_type}" if module else f"/{op_type}"
+        if self._keep_names and node.node is not None and self._protos_of[id(node.node)] == 1:
+            name = node.node.name
+        name = self._nodes.take(name)
         attributes = {key: self._attribute(key, v) for key, v in node.attributes.items() if v is not None}
         for value in node.outputs:
             self.settle(value, value.name or f"{name}_output")
@@ -214,7 +225,7 @@ def assemble(
         inputs, outputs: in the order of the signature.
         stored, constants: values with an array; those that nothing reads are left out.
     """
-    signature, writer = model.require_signature(), _Writer(opset)
+    signature, writer = model.require_signature(), _Writer(opset, model.metadata.get("source") == "onnx")
     used = {id(value) for node in nodes for value in node.read()}
     initialisers = [value for value in stored if id(value) in used]
     constants = [value for value in constants if id(value) in used]
@@ -240,6 +251,10 @@ def assemble(
     imports = [helper.make_opsetid(domain, version) for domain, version in writer.domains.items()]
     version = max(10 if opset >= _METADATA_SINCE else 8, helper.find_min_ir_version_for(imports, ignore_unknown=True))
     proto = helper.make_model(graph, opset_imports=imports, ir_version=version, producer_name="interlux")
+    for attribute in DESCRIPTIONS:
+        if model.metadata.get(attribute):
+            setattr(proto, attribute, model.metadata[attribute])
+    proto.graph.doc_string = str(model.metadata.get("graph_doc_string", ""))
     properties = model.metadata.get("properties")
     if isinstance(properties, dict):
         helper.set_model_props(proto, {str(key): str(text) for key, text in properties.items()})

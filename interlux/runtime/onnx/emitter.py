@@ -60,6 +60,14 @@ def _hard_tanh(
 _EXPLICIT: dict[str, dict[str, Any]] = {"MeanVarianceNormalization": {"axes": (0, 2, 3)}}
 
 
+# values of attributes that are younger than the attribute
+_VALUES_SINCE: dict[tuple[str, str, Any], int] = {
+    ("Pad", "mode", "wrap"): 19,
+    ("Resize", "coordinate_transformation_mode", "half_pixel_symmetric"): 19,
+    **{(op, "reduction", how): 18 for op in ("ScatterElements", "ScatterND") for how in ("max", "min")},
+}
+
+
 class OnnxInterpreter(Interpreter):
     """Records nodes. `opset` is the version of ai.onnx that they are written in."""
 
@@ -197,6 +205,8 @@ class OnnxInterpreter(Interpreter):
         for name, value in attributes.items():
             if name in schema.attributes:
                 kept[name] = value
+                if isinstance(value, str) and _VALUES_SINCE.get((op_type, name, value), 0) > self.opset:
+                    problem = f"no {name}={value!r}"
             elif value != (newest.attributes.get(name) or (None, None, None))[2]:
                 problem = f"no {name!r}"
         if len(inputs) > schema.max_input:

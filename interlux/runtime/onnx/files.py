@@ -49,13 +49,13 @@ def write(made: Emission, target: Path) -> None:
 
 def save(made: Emission, path: Path) -> None:
     """Writes an emitted model to a path, its weights beside it in `NAME.data` if it is large."""
-    proto = made.proto
     if made.size < EXTERNAL_ABOVE:
-        path.write_bytes(made.whole().SerializeToString())
+        with open(path, "wb") as file:
+            stream(made, file)
         return
     location = f"{path.name}.data"
     outside = onnx.ModelProto()
-    outside.CopyFrom(proto)
+    outside.CopyFrom(made.proto)
     with open(path.with_name(location), "wb") as file:
         for tensor in outside.graph.initializer:
             array = made.arrays.get(tensor.name)
@@ -68,6 +68,44 @@ def save(made: Emission, path: Path) -> None:
             for key, text in (("location", location), ("offset", offset), ("length", array.nbytes)):
                 tensor.external_data.add(key=key, value=str(text))
     path.write_bytes(outside.SerializeToString())
+
+
+def stream(made: Emission, file: IO[bytes]) -> None:
+    """Writes an emitted model with its weights inside. Protobuf would hold them three times: in the message, in the
+    bytes, and where they are; so its wire format is put together here, whose arrays go straight into the file.
+
+    Source: Protocol Buffers, Encoding: a field is its number, its length and its content; fields come in any order.
+    """
+    whole, graph = onnx.ModelProto(), onnx.GraphProto()
+    whole.CopyFrom(made.proto)
+    graph.CopyFrom(whole.graph)
+    whole.ClearField("graph")
+    outlines = [tensor for tensor in graph.initializer if tensor.name in made.arrays]
+    inside = [tensor for tensor in graph.initializer if tensor.name not in made.arrays]
+    del graph.initializer[:]
+    graph.initializer.extend(inside)
+    parts: list[tuple[bytes, np.ndarray | None]] = [(graph.SerializeToString(), None)]
+    for tensor in outlines:
+        array = made.arrays[tensor.name]
+        head = tensor.SerializeToString() + _field(onnx.TensorProto.RAW_DATA_FIELD_NUMBER, array.nbytes)
+        parts.append((_field(onnx.GraphProto.INITIALIZER_FIELD_NUMBER, len(head) + array.nbytes) + head, array))
+    length = sum(len(head) + (0 if array is None else array.nbytes) for head, array in parts)
+    file.write(whole.SerializeToString() + _field(onnx.ModelProto.GRAPH_FIELD_NUMBER, length))
+    for head, array in parts:
+        file.write(head)
+        if array is not None:
+            _write(array, file)
+
+
+def _field(number: int, length: int) -> bytes:
+    """The beginning of a field that has a length: numbers in groups of 7 bits, the lowest first."""
+    encoded = bytearray()
+    for rest in (number << 3 | 2, length):
+        while rest > 0x7F:
+            encoded.append(rest & 0x7F | 0x80)
+            rest >>= 7
+        encoded.append(rest)
+    return bytes(encoded)
 
 
 def _write(array: np.ndarray, file: IO[bytes]) -> None:

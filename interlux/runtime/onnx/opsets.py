@@ -89,6 +89,10 @@ def _reduction(op: OnnxInterpreter, op_type: str, inputs: Sequence[Any], attribu
         return op.emit(op_type, inputs[:1], kept)
     if inputs[1].array is None:
         raise NeedsOpset(f"{op_type} with computed axes needs opset 18{op.where()}", 18)
+    if inputs[1].array.size == 0:  # below opset 18 no axes are all of them
+        if noop:
+            raise NeedsOpset(f"{op_type} with noop_with_empty_axes needs opset 18{op.where()}", 18)
+        return op.emit(op_type, inputs[:1], kept)
     return op.emit(op_type, inputs[:1], {**kept, "axes": tuple(inputs[1].array.tolist())})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from ...ir.model import Model
 from ..runner import Runner, first_line, run_in
 from .assembly import Emission
 from .emitter import emission
-from .files import save
+from .files import save, stream
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 MAX_PROTOBUF = 2**31 - 1
@@ -61,7 +62,9 @@ def _result(value: Any) -> Any:
 
 def _session(made: Emission, device: str, threads: int) -> onnxruntime.InferenceSession:
     if made.size < MAX_PROTOBUF:
-        return session(made.whole().SerializeToString(), device, threads)
+        content = io.BytesIO()
+        stream(made, content)
+        return session(content.getvalue(), device, threads)
     with tempfile.TemporaryDirectory() as folder:  # the session has read its weights when it exists
         file = Path(folder) / "model.onnx"
         save(made, file)

@@ -120,6 +120,8 @@ def Mod(x: Value, y: Value, *, fmod: int = 0) -> Value:
 
 @primitive
 def Pow(x: Value, y: Value) -> Value:
+    if not jnp.issubdtype(x.dtype, np.inexact) and not jnp.issubdtype(y.dtype, np.inexact):
+        return _integer_power(x, y)
     if is_static(x, y):
         return np.power(x, y).astype(x.dtype)
     if is_static(y) and y.size == 1 and float(y.reshape(-1)[0]).is_integer() and abs(float(y.reshape(-1)[0])) <= 64:
@@ -127,6 +129,18 @@ def Pow(x: Value, y: Value) -> Value:
         shape = jnp.broadcast_shapes(x.shape, y.shape)
         return jnp.broadcast_to(lax.integer_pow(jnp.asarray(x), int(y.reshape(-1)[0])), shape).astype(x.dtype)
     return jnp.power(x, y).astype(x.dtype)
+
+
+def _integer_power(x: Value, y: Value) -> Value:
+    """Of integers. A negative power is a fraction, which is cut to 0, except of 1 and -1."""
+    xp = library(x, y)
+    negative = y < 0
+    one = np.asarray(1, x.dtype)
+    result = xp.power(x, xp.where(negative, np.asarray(0, y.dtype), y)).astype(x.dtype)
+    if np.dtype(y.dtype).kind != "i":
+        return result
+    unit = xp.where(y % 2 == 0, one, x) if np.dtype(x.dtype).kind == "i" else one
+    return xp.where(negative, xp.where(xp.abs(x) == 1, unit, np.asarray(0, x.dtype)), result).astype(x.dtype)
 
 
 @primitive

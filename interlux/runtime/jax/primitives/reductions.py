@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .elementwise import Abs
-from .registry import Value, define, integers, library, primitive
+from .registry import Value, define, integers, library, primitive, widened
 
 
 def _reduce(function: Callable[[Any, Value, tuple[int, ...], bool], Value]) -> Callable[..., Value]:
@@ -34,21 +34,22 @@ def _sum(xp: Any, x: Value, axes: tuple[int, ...], keep: bool) -> Value:
 
 def _largest(xp: Any, x: Value, axes: tuple[int, ...], keep: bool) -> Value:
     if any(x.shape[a] == 0 for a in axes):
-        lowest = False if x.dtype == bool else -np.inf if np.issubdtype(x.dtype, np.inexact) else np.iinfo(x.dtype).min
+        lowest = False if x.dtype == bool else -np.inf if jnp.issubdtype(x.dtype, np.inexact) else np.iinfo(x.dtype).min
         return xp.max(x, axis=axes, keepdims=keep, initial=lowest)
     return xp.max(x, axis=axes, keepdims=keep)
 
 
 def _smallest(xp: Any, x: Value, axes: tuple[int, ...], keep: bool) -> Value:
     if any(x.shape[a] == 0 for a in axes):
-        highest = True if x.dtype == bool else np.inf if np.issubdtype(x.dtype, np.inexact) else np.iinfo(x.dtype).max
+        highest = True if x.dtype == bool else np.inf if jnp.issubdtype(x.dtype, np.inexact) else np.iinfo(x.dtype).max
         return xp.min(x, axis=axes, keepdims=keep, initial=highest)
     return xp.min(x, axis=axes, keepdims=keep)
 
 
 def _length(xp: Any, x: Value, axes: tuple[int, ...], keep: bool) -> Value:
     """The Euclidean norm; its derivative at 0 is 0, as in PyTorch."""
-    square = _sum(xp, x * x, axes, keep)
+    wide = widened(x)
+    square = _sum(xp, wide * wide, axes, keep)
     zero = square == 0
     root = xp.sqrt(xp.where(zero, np.asarray(1, square.dtype), square))
     return xp.where(zero, np.asarray(0, root.dtype), root).astype(x.dtype)
@@ -78,13 +79,13 @@ define(
     ReduceMin=_reduce(_smallest),
     ReduceL1=_reduce(lambda xp, x, axes, keep: _sum(xp, Abs(x), axes, keep)),
     ReduceL2=_reduce(_length),
-    ReduceSumSquare=_reduce(lambda xp, x, axes, keep: _sum(xp, x * x, axes, keep)),
+    ReduceSumSquare=_reduce(lambda xp, x, axes, keep: _sum(xp, widened(x) ** 2, axes, keep).astype(x.dtype)),
     ReduceLogSum=_reduce(lambda xp, x, axes, keep: xp.log(_sum(xp, x, axes, keep)).astype(x.dtype)),
     ReduceLogSumExp=_reduce(
-        lambda xp, x, axes, keep: jax.nn.logsumexp(jnp.asarray(x), axis=axes, keepdims=keep).astype(x.dtype)
+        lambda xp, x, axes, keep: jax.nn.logsumexp(jnp.asarray(widened(x)), axis=axes, keepdims=keep).astype(x.dtype)
     ),
-    Softmax=lambda x, *, axis=-1: _softmax(jnp.asarray(x), axis),
-    LogSoftmax=lambda x, *, axis=-1: jax.nn.log_softmax(x, axis),
+    Softmax=lambda x, *, axis=-1: _softmax(jnp.asarray(widened(x)), axis).astype(x.dtype),
+    LogSoftmax=lambda x, *, axis=-1: jax.nn.log_softmax(widened(x), axis).astype(x.dtype),
 )
 
 

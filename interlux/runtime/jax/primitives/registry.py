@@ -94,6 +94,11 @@ def library(*values: Value | None) -> ModuleType:
     return np if is_static(*values) else jnp
 
 
+def widened(x: Value) -> Value:
+    """x in float32 at least, if it holds floats: in half precision, sums and squares overflow."""
+    return x.astype(jnp.promote_types(x.dtype, np.float32)) if jnp.issubdtype(x.dtype, np.floating) else x
+
+
 def is_traced(*values: Value | None) -> bool:
     """Whether any array in the values, sequences included, is being traced."""
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))

@@ -59,6 +59,8 @@ def _coordinates(a: _Axis, mode: str) -> np.ndarray:
 
 
 def _nearest(x: np.ndarray, mode: str) -> np.ndarray:
+    halves = np.round(x * 2) / 2
+    x = np.where(np.abs(x - halves) < 1e-9, halves, x)  # (10 + 0.5) / 0.7 - 0.5 is 14.5, and rounding makes more of it
     rounded = {
         "round_prefer_floor": lambda: np.ceil(x - 0.5),
         "round_prefer_ceil": lambda: np.floor(x + 0.5),
@@ -141,8 +143,11 @@ def _plan(
     lengths = [shape[axis] for axis in axes]
     if sizes is None:
         # whatever the roi: ONNX's text has its extent as a factor, its implementations do not
-        outputs = [floor(length * factor) for length, factor in zip(lengths, given, strict=True)]
-        factors = [float(factor) for factor in given]
+        # multiplied in 32 bits, as scales are given: 10 · 0.7 is 7
+        outputs = [
+            floor(np.float32(length) * np.float32(factor)) for length, factor in zip(lengths, given, strict=True)
+        ]
+        factors = [float(str(np.float32(factor))) for factor in given]
     else:
         factors = [float(size) / length if length else 1.0 for size, length in zip(given, lengths, strict=True)]
         outputs = [int(size) for size in given]

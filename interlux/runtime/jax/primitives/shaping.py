@@ -90,7 +90,7 @@ def Slice(x: Value, starts: Value, ends: Value, axes: Value | None = None, steps
             index[axis] = slice(min(max(b, 0), size), min(max(e, 0), size), step)
         else:  # an end before the first element means: through it
             e = min(max(e, -1), size - 1)
-            index[axis] = slice(min(max(b, -1), size - 1), None if e < 0 else e, step) if b >= 0 else slice(0, 0)
+            index[axis] = slice(min(max(b, 0), size - 1), None if e < 0 else e, step) if size else slice(0, 0)
     return x[tuple(index)]
 
 
@@ -134,7 +134,7 @@ def GatherElements(x: Value, indices: Value, *, axis: int = 0) -> Value:
 @moving
 def GatherND(x: Value, indices: Value, *, batch_dims: int = 0) -> Value:
     def gather(x: Value, indices: Value) -> Value:
-        return x[tuple(indices[..., k] for k in range(indices.shape[-1]))]
+        return x.at[tuple(indices[..., k] for k in range(indices.shape[-1]))].get(mode="fill")
 
     for _ in range(batch_dims):
         gather = jax.vmap(gather)
@@ -235,9 +235,12 @@ def CumSum(x: Value, axis: Value, *, exclusive: int = 0, reverse: int = 0) -> Va
     xp, along = library(x), scalar(axis, "the axis of CumSum")
     if reverse:
         x = xp.flip(x, along)
+    if exclusive:  # shifted, not subtracted: a large or infinite element would leave its mark
+        along = along % x.ndim
+        before = tuple(slice(None, -1) if i == along else slice(None) for i in range(x.ndim))
+        zero = xp.zeros_like(x[tuple(slice(0, 1) if i == along else slice(None) for i in range(x.ndim))])
+        x = xp.concatenate([zero, x[before]], along) if x.shape[along] else x
     total = xp.cumsum(x, along, dtype=x.dtype)
-    if exclusive:
-        total = total - x
     return xp.flip(total, along) if reverse else total
 
 
