@@ -23,10 +23,12 @@ if TYPE_CHECKING:
         from_keras,
         from_onnx,
         from_torch,
+        optimizer_from_torch,
         to_c,
         to_fused,
         to_onnx,
         to_stablehlo,
+        torch_optimizer_state,
         torch_state_dict,
         verify,
     )
@@ -50,7 +52,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "api": (
         *("assign_keras_weights", "bundle", "compile", "from_keras", "from_onnx", "from_torch", "to_c", "to_fused"),
-        *("to_onnx", "to_stablehlo", "torch_state_dict", "verify"),
+        *("optimizer_from_torch", "to_onnx", "to_stablehlo", "torch_optimizer_state", "torch_state_dict", "verify"),
     ),
     "ir.errors": (
         *("InterluxError", "InvalidModelError", "ResourceLimitError", "UnsafeInputError", "UnsupportedError"),
@@ -85,12 +87,14 @@ __all__ = [
     "from_torch",
     "layers",
     "load",
+    "optimizer_from_torch",
     "save",
     "setup",
     "to_c",
     "to_fused",
     "to_onnx",
     "to_stablehlo",
+    "torch_optimizer_state",
     "torch_state_dict",
     "trees",
     "verify",

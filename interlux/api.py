@@ -51,6 +51,86 @@ def torch_state_dict(model: Model) -> Any:
     return convert(model)
 
 
+def optimizer_from_torch(
+    optimizer: Any,
+    module: Any,
+    model: Model,
+    *,
+    learning_rate: Any = None,
+    kind: str | None = None,
+    parameter_names: Sequence[Sequence[str]] | None = None,
+) -> tuple[Any, Any]:
+    """An optimiser of PyTorch as one of optax, so that a training run continues in JAX on the same trajectory.
+
+        tx, opt_state = ix.optimizer_from_torch(optimizer, module, model)
+        updates, opt_state = tx.update(grads, opt_state, params)
+        params = optax.apply_updates(params, updates)
+
+    Arguments:
+        optimizer: torch.optim.SGD, Adam, AdamW or RMSprop with all their options, before or after its first step; or
+            its state_dict, as torch.load(…, weights_only=True) gives it.
+        module: the nn.Module that the optimizer trains; its names say which parameter is which.
+        model: imported from that module. The arrays of a model are copies: import it when you change over.
+        learning_rate: in place of the groups' own, which are numbers: a number, a function of the updates made since
+            this conversion (0 at the first; any schedule of optax), or a list with one of these, or None, per group.
+        kind: sgd, adam, adamw or rmsprop, for a state_dict. For a subclass of the four it says that its steps are
+            those of its base.
+        parameter_names: for a state_dict, a list of the names of the parameters for each group; not needed if the
+            state_dict has `param_names`, or one group with all the module's parameters, or all that require a gradient.
+
+    Returns:
+        An optax.GradientTransformation for trees like `model.params`, and its state, of numpy arrays. Parameters that
+        are frozen, in no group, or not used by the module get no update. One that the module uses but the loss does
+        not depend on has gradients of zero in JAX and none in PyTorch: freeze it if the optimizer decays weights.
+        float64 needs jax.enable_x64; half precision is computed in float32 and rounded when stored, as in PyTorch's
+        fused Adam. Bias corrections have all digits; PyTorch's are float32 with `capturable` or `differentiable`.
+
+    Raises UnsupportedError for another optimizer, step hooks, and separate parameters in one memory; InvalidModelError
+    if optimizer, module and model don't fit together.
+
+    Source: the documentation of torch.optim; the papers are named in `interlux.runtime.jax.optimizers`.
+    """
+    with needs("torch"):
+        from .converters.torch.optimizers import read_optimizer
+    with needs("jax"):
+        from .runtime.jax.optimizers import to_optax
+    return to_optax(read_optimizer(optimizer, module, model, kind, parameter_names), model.params, learning_rate)
+
+
+def torch_optimizer_state(
+    opt_state: Any,
+    optimizer: Any,
+    module: Any,
+    model: Model,
+    *,
+    kind: str | None = None,
+    parameter_names: Sequence[Sequence[str]] | None = None,
+) -> dict[str, Any]:
+    """The state_dict to go back into an optimiser of PyTorch.
+
+        module.load_state_dict(ix.torch_state_dict(model.replace(params, states)))
+        optimizer.load_state_dict(ix.torch_optimizer_state(opt_state, optimizer, module, model))
+
+    Arguments:
+        opt_state: the state of `optimizer_from_torch`'s transformation after any number of updates; of an optax.chain
+            with that transformation only its part.
+        optimizer: the one that was converted, a new one with the same groups and options, or a state_dict.
+        module, model, kind, parameter_names: as for `optimizer_from_torch`.
+
+    Returns:
+        A dict with the structure, dtypes and devices of `optimizer.state_dict()` after as many steps as were made. The
+        groups (learning rates, flags, what schedulers add) and the state of parameters that were not trained are the
+        optimizer's; a learning rate that was given for JAX is not among them.
+
+    Raises InvalidModelError if the state is of another transformation, or its groups or options are others.
+    """
+    with needs("torch"):
+        from .converters.torch.optimizers import write_optimizer
+    with needs("jax"):
+        from .runtime.jax.optimizers import from_optax
+    return write_optimizer(*from_optax(opt_state), optimizer, module, model, kind, parameter_names)
+
+
 def to_onnx(model: Model, path: Path, opset: int | None = None) -> None:
     """Writes a model as an ONNX file. See `interlux.runtime.onnx.to_onnx`."""
     with needs("onnx"):

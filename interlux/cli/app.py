@@ -100,6 +100,9 @@ inputs = click.option("--inputs", metavar="FILE.npz", help="Compare on these arr
 arch = click.option(
     "--arch", metavar="MODULE:FUNCTION", help="What makes the network that a .pt or .safetensors file has weights for."
 )
+trust = click.option(
+    "--trust", is_flag=True, help="Load a .pt file that holds a whole pickled module: runs code that is in the file."
+)
 example = click.option(
     "--input",
     "examples",
@@ -123,7 +126,7 @@ def common(function: Any) -> Any:
 def interlux(ctx: click.Context) -> int | None:
     """Moves trained neural networks between frameworks and proves that nothing was lost on the way.
 
-    SRC is a .onnx or .pt2 file, a .pt or .safetensors file with --arch, the folder of a saved interlux model, or
+    SRC is a .onnx or .pt2 file, a .pt, .bin or .safetensors file with --arch, the folder of a saved interlux model, or
     MODULE:FUNCTION, a Python function that returns a PyTorch module or (module, example inputs).
 
     Exit codes: 0 ok, 1 verification failed, 2 usage, 3 unsupported, 4 invalid or unsafe input, 5 resource limit,
@@ -143,6 +146,7 @@ def interlux(ctx: click.Context) -> int | None:
 @click.option("--no-verify", is_flag=True, help="Write without comparing with the source.")
 @inputs
 @arch
+@trust
 @example
 @click.option("--name", help="Name of the model; by default the file's or the class's.")
 @report
@@ -164,6 +168,7 @@ def convert(state: State, **options: Any) -> None:
 @backend
 @inputs
 @arch
+@trust
 @example
 @report
 @common
@@ -181,6 +186,7 @@ def verify(state: State, **options: Any) -> None:
 @interlux.command()
 @click.argument("src")
 @arch
+@trust
 @example
 @common
 def inspect(state: State, **options: Any) -> None:
@@ -197,6 +203,7 @@ def inspect(state: State, **options: Any) -> None:
 @click.option("--backend", type=click.Choice([*BACKENDS, "fused"]), help="By default jax if installed.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @arch
+@trust
 @common
 def run_(state: State, **options: Any) -> None:
     """Run a model on arrays from an .npz file."""

@@ -13,7 +13,7 @@ from ..ir.errors import UnsupportedError
 from ..ir.graph import Graph, graph_of
 from ..ir.model import Model, TensorSpec
 from ..ir.view import brief
-from .sources import Opened, open_source
+from .sources import WEIGHTS, Opened, open_source
 from .state import State
 from .text import table
 
@@ -32,6 +32,7 @@ def convert(
     no_verify: bool,
     inputs: str | None,
     arch: str | None,
+    trust: bool,
     examples: Sequence[str],
     name: str | None,
     report: str | None,
@@ -47,7 +48,7 @@ def convert(
     check_distinct({"DST": dst, "--report": report}, {"the source": src, "--inputs": inputs})
     _check_report(report)
     with state.step(f"import {src}"):
-        opened = open_source(src, arch, examples, name)
+        opened = open_source(src, arch, examples, name, trust)
     model = opened.model
     state.result["model"] = _about(model)
     with target.staged(model, state) as staged:
@@ -80,6 +81,7 @@ def verify(
     backends: tuple[str, ...] | None,
     inputs: str | None,
     arch: str | None,
+    trust: bool,
     examples: Sequence[str],
     report: str | None,
 ) -> None:
@@ -92,7 +94,7 @@ def verify(
     check_distinct({"--report": report}, {"A": a, "B": b, "--inputs": inputs})
     _check_report(report)
     with state.step(f"import {a}"):
-        opened = open_source(a, arch, examples)
+        opened = open_source(a, arch, examples, trust=trust)
     state.result["model"] = _about(opened.model)
     if b is None:
         found = _verified(state, opened, names, {}, inputs)
@@ -108,10 +110,10 @@ def verify(
     found.raise_if_failed()
 
 
-def inspect(state: State, src: str, arch: str | None, examples: Sequence[str]) -> None:
+def inspect(state: State, src: str, arch: str | None, trust: bool, examples: Sequence[str]) -> None:
     """`interlux inspect`."""
     with state.step(f"import {src}"):
-        model = open_source(src, arch, examples).model
+        model = open_source(src, arch, examples, trust=trust).model
     state.line(str(model))
     state.result |= {"source": src, "model": _about(model), "nodes": _nodes(model)}
     for kind, tree in (("params", model.params), ("states", model.states)):
@@ -124,7 +126,14 @@ def inspect(state: State, src: str, arch: str | None, examples: Sequence[str]) -
 
 
 def run(
-    state: State, src: str, arrays: str, output: str | None, backend: str | None, device: str, arch: str | None
+    state: State,
+    src: str,
+    arrays: str,
+    output: str | None,
+    backend: str | None,
+    device: str,
+    arch: str | None,
+    trust: bool,
 ) -> None:
     """`interlux run`."""
     from ..api import compile
@@ -140,7 +149,7 @@ def run(
         check_file("--output", output)
     given = read_npz(arrays)
     with state.step(f"import {src}"):
-        model = open_source(src, arch, given).model
+        model = open_source(src, arch, given, trust=trust).model
     signature = model.require_signature()
     ready = bound(signature, given)
     with state.step(f"run on {backend}, {device}"):
@@ -219,7 +228,7 @@ def _hops(a: Opened, b: Opened, backends: Sequence[str]) -> tuple[dict[str, Any]
     """What of B is compared with A: B itself where something else than interlux can run it, and its import."""
     from .checks import Hop, compiled, matched_signatures, onnx_file
 
-    if b.path is None or b.path.suffix.lower() in (".pt", ".pth", ".safetensors"):
+    if b.path is None or b.path.suffix.lower() in WEIGHTS:
         raise UnsupportedError(f"{b.text} cannot be compared: B is a .onnx or .pt2 file or the folder of a saved model")
     inputs, outputs, notes = matched_signatures(a.model.require_signature(), b.model.require_signature())
     path, hops = b.path, {}

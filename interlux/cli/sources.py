@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from click import UsageError
 
 from ..api import needs
-from ..ir.errors import InterluxError, InvalidModelError, UnsafeInputError, UnsupportedError
+from ..ir.errors import InvalidModelError, UnsupportedError
 from ..ir.model import Model
 
 if TYPE_CHECKING:
@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 
 READ = ".onnx, .pt2, .pt or .safetensors with --arch, the folder of a saved model, or package.module:function"
 KERAS = (".keras", ".h5", ".hdf5")
-WEIGHTS = (".pt", ".pth", ".safetensors")
-_FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
+WEIGHTS = (".pt", ".pth", ".bin", ".safetensors")
 _EXAMPLE = re.compile(r"(?P<name>[^=\s]+)=(?P<dtype>\w+)\[(?P<shape>[^\[\]]*)\]")
 _SIZE = re.compile(r"(?P<name>[^\W\d]\w*)?(=)?(?P<size>\d+)?")
 # The size at which a dynamic dimension is exported: not 1, which torch would take as fixed
@@ -55,6 +54,7 @@ def open_source(
     arch: str | None = None,
     examples: Sequence[str] | Arrays = (),
     name: str | None = None,
+    trust: bool = False,
 ) -> Opened:
     """Imports SRC.
 
@@ -63,11 +63,16 @@ def open_source(
         arch: the function that makes the network of a file that holds weights only.
         examples: inputs of a PyTorch module: `name=dtype[shape]`, or arrays by name.
         name: of the model.
+        trust: whether a .pt, .pth or .bin file may hold a whole pickled module: loading one runs code that is in it.
 
     Raises InvalidModelError if there is no such file or it is damaged, UnsupportedError for other kinds of files.
     """
+    from ..converters.functions import names_function
+
     path = Path(text)
-    if not path.exists() and _FUNCTION.fullmatch(text):
+    if trust and path.suffix.lower() not in WEIGHTS[:-1]:
+        raise UsageError(f"--trust is for .pt, .pth and .bin files; {text} is read without running code")
+    if not path.exists() and names_function(text):
         _no_arch(arch, text)
         return _from_function(text, examples, name)
     if not path.exists():
@@ -81,7 +86,7 @@ def open_source(
             f"{text}: import from Keras is not part of this version; export the model to ONNX and convert that"
         )
     if ending in WEIGHTS:
-        return _from_weights(path, text, arch, examples, name)
+        return _from_weights(path, text, arch, examples, name, trust)
     _no_arch(arch, text)
     if ending == ".onnx":
         return _from_onnx(path, text, name)
@@ -92,7 +97,7 @@ def open_source(
 
 def _no_arch(arch: str | None, text: str) -> None:
     if arch is not None:
-        raise UsageError(f"--arch is for .pt and .safetensors files; {text} holds the whole network")
+        raise UsageError(f"--arch is for {', '.join(WEIGHTS)} files; {text} holds the whole network")
 
 
 def _from_onnx(path: Path, text: str, name: str | None) -> Opened:
@@ -126,69 +131,19 @@ def _saved(model: Model) -> Source:
 
 
 def _from_weights(
-    path: Path, text: str, arch: str | None, examples: Sequence[str] | Arrays, name: str | None
+    path: Path, text: str, arch: str | None, examples: Sequence[str] | Arrays, name: str | None, trust: bool
 ) -> Opened:
-    if arch is None:
+    if arch is None and not trust:
         raise UsageError(f"{text} holds weights only: say with --arch package.module:function what makes the network")
     with needs("torch"):
-        import torch
+        from ..converters.torch.state_files import filled, module_from_file, read_state_dict
+    if arch is None:
+        module, own = module_from_file(path, None, trust)
+        return _from_module(module, text, own, None, examples, name, path)
     made, origin = _call(arch)
     module, own = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
-    if not isinstance(module, torch.nn.Module):
-        raise InvalidModelError(f"{arch} returned a {type(module).__name__}, a torch.nn.Module was expected")
-    state = _safetensors(path, text) if path.suffix.lower() == ".safetensors" else _state_dict(path, text)
-    try:
-        module.load_state_dict(state, strict=True)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:500]
-        raise InvalidModelError(f"{text} does not fit the network of {arch}: {reason}") from error
+    module = filled(module, read_state_dict(path, trust), arch, path)
     return _from_module(module, text, own, origin, examples, name, path)
-
-
-def _safetensors(path: Path, text: str) -> dict[str, Any]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise InvalidModelError(f"{text} cannot be read as safetensors: {error}") from error
-
-
-def _state_dict(path: Path, text: str) -> dict[str, Any]:
-    """The state_dict in a .pt file. It is unpickled with torch's list of harmless types only."""
-    import pickle
-
-    import torch
-
-    from ..converters.archive import read_archive
-
-    with open(path, "rb") as file:
-        zipped = file.read(4) == b"PK\x03\x04"
-    if zipped:  # bounds on the archive, before torch reads it
-        with read_archive(path, kind=".pt file") as archive:
-            if any(name.endswith("/constants.pkl") for name in archive):
-                raise UnsupportedError(
-                    f"{text} is TorchScript; export the module with torch.export.save and convert the .pt2 file"
-                )
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "GLOBAL" in str(error) or "class" in str(error):
-            raise UnsafeInputError(
-                f"{text} holds pickled objects other than tensors (a whole module?), and loading them would run code; "
-                "save module.state_dict() instead, or use torch.export.save"
-            ) from error
-        raise InvalidModelError(f"{text} is not a file of torch.save, or is damaged") from error
-    except (RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise InvalidModelError(f"{text} is not a file of torch.save, or is damaged") from error
-    for key in (None, "state_dict", "model_state_dict", "model"):
-        state = content if key is None else content.get(key)
-        if not isinstance(content, dict):
-            break
-        if isinstance(state, dict) and state and all(isinstance(v, torch.Tensor) for v in state.values()):
-            return state
-    raise InvalidModelError(f"{text} holds no state_dict; save module.state_dict()")
 
 
 def _from_function(text: str, examples: Sequence[str] | Arrays, name: str | None) -> Opened:
@@ -239,35 +194,15 @@ def _from_module(
 
 def _call(text: str) -> tuple[Any, Any]:
     """Calls `package.module:function`. Returns the result, and the Python module that the function is in."""
-    import importlib
     import sys
 
-    if not _FUNCTION.fullmatch(text):
+    from ..converters.functions import call_function, names_function
+
+    if not names_function(text):
         raise UsageError(f"{text!r} is not of the form package.module:function")
-    where, _, attribute = text.partition(":")
     if os.getcwd() not in sys.path:  # as `python -m` has it
         sys.path.insert(0, os.getcwd())
-    try:
-        module = importlib.import_module(where)
-        function: Any = module
-        for part in attribute.split("."):
-            function = getattr(function, part)
-    except ModuleNotFoundError as error:
-        raise InvalidModelError(f"{text}: there is no Python module {error.name!r}, or no file of that name") from error
-    except AttributeError as error:
-        raise InvalidModelError(f"{text}: {error}") from error
-    except (InterluxError, MemoryError):
-        raise
-    except (Exception, SystemExit) as error:
-        raise InvalidModelError(f"{text}: importing it raised {type(error).__name__}: {error}") from error
-    if not callable(function):
-        raise InvalidModelError(f"{text} is a {type(function).__name__}, a function was expected")
-    try:
-        return function(), module
-    except (InterluxError, MemoryError):
-        raise
-    except (Exception, SystemExit) as error:
-        raise InvalidModelError(f"{text}() raised {type(error).__name__}: {error}") from error
+    return call_function(text)
 
 
 def _call_of(module: Any, examples: Sequence[str] | Arrays) -> tuple[Any, Any]:

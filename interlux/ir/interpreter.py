@@ -21,6 +21,7 @@ from . import dtypes, vocabulary
 from .errors import UnsupportedError
 
 if TYPE_CHECKING:
+    from .foreign import Foreign
     from .graph import Node
     from .layer import Layer
     from .layers.control import Control
@@ -72,6 +73,18 @@ class Interpreter:
     def control(self, layer: Control, inputs: Sequence[Value | None], *, train: bool) -> tuple[Value, ...]:
         """Executes a layer of control flow (`layers.control`)."""
         raise UnsupportedError(f"{self.name} has no control flow{self.where()}")
+
+    def foreign(
+        self,
+        layer: Foreign,
+        params: Mapping[str, Any],
+        states: Mapping[str, Any],
+        inputs: Sequence[Value],
+        *,
+        train: bool,
+    ) -> tuple[Any, Mapping[str, Any]]:
+        """Executes a layer that is code of another framework."""
+        raise UnsupportedError(f"{self.name} cannot hold {layer!r}: only JAX calls back into its framework")
 
     # What they share.
 

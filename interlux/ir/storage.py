@@ -24,6 +24,7 @@ from . import layers as _layers
 from . import trees
 from .dtypes import dtype_named
 from .errors import InvalidModelError, UnsafeInputError, UnsupportedError
+from .foreign import Foreign
 from .graph import ByMode, Graph, ModuleCall, Node, Unavailable, ValueInfo
 from .layer import Layer
 from .layers.basic import ArrayData
@@ -60,6 +61,8 @@ def _encode(value: Any) -> Any:
             return {"array": dtype, "shape": list(shape), "data": plain}
         case Graph():
             return _encode_graph(value)
+        case Foreign():
+            raise UnsupportedError(f"{value!r} cannot be saved: it is code of its framework, and a folder holds none")
         case Layer():
             fields = {f.name: _encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
             return {"class": type(value).__name__, **fields}

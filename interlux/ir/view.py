@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from . import trees
+from .foreign import Foreign
 from .graph import Call, Graph, Node, graph_of
 from .layer import Layer
 from .layers.basic import Constant, Operator, Stored
@@ -27,7 +28,7 @@ def brief(layer: Layer) -> str:
             if not isinstance(value := getattr(layer, f.name), Graph) and value != f.default
         ]
         return f"{type(layer).__name__}({', '.join(plain)})"
-    if not dataclasses.is_dataclass(layer) or isinstance(layer, Operator | Constant) or layer.children():
+    if not dataclasses.is_dataclass(layer) or isinstance(layer, Operator | Constant | Foreign) or layer.children():
         return repr(layer)
     needed = {f.name: getattr(layer, f.name) for f in dataclasses.fields(layer) if f.default is dataclasses.MISSING}
     usual = type(layer)(**needed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar
@@ -60,5 +61,12 @@ def run_in(backend: str) -> Iterator[None]:
         raise InvalidModelError(f"{backend} cannot run the model: {first_line(error)}") from error
 
 
+_QUOTED = re.compile(r"^(?:[\w.]+\.)?(?:InvalidModelError|UnsupportedError): (.+)$", re.MULTILINE)
+
+
 def first_line(error: BaseException) -> str:
+    """What an error says, in one line; of an error of interlux inside a callback, which a backend quotes, that one."""
+    quoted = _QUOTED.search(str(error))
+    if quoted is not None:
+        return quoted[1]
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

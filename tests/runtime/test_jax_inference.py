@@ -406,3 +406,26 @@ def test_items_of_several_inputs() -> None:
     assert not looped(lambda x, y: x + y, X, random(6, 8))
     assert not looped(lambda x: x + 1, X[:1])
     assert item_by_item(jax.make_jaxpr(lambda x: x + 1)(X)) is None  # it is small
+
+
+EDGES = np.concatenate([np.linspace(-8, 8, 4001), [np.nan, np.inf, -np.inf, 1e-30, -1e30, 0.0, -0.0, 1.0, -1.0] * 8])
+UNARY = (
+    *("Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "Ceil", "Celu", "Cos", "Cosh", "Elu", "Erf", "Exp"),
+    *("Floor", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Log", "Mish", "Neg", "Reciprocal", "Relu", "Round"),
+    *("Selu", "Sigmoid", "Sign", "Sin", "Sinh", "Softplus", "Softsign", "Sqrt", "Tan", "Tanh"),
+)
+
+
+@pytest.mark.parametrize("op_type", UNARY)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_functions_with_the_options_of_the_compiler(op_type: str, dtype: Any) -> None:
+    """They are those of numpy's scale, also in vectors of the widest kind (whose arc tangent XLA has wrong)."""
+    x = EDGES.astype(dtype)
+    spec = ix.TensorSpec("x", x.dtype.name, x.shape)
+    layer = ix.layers.Operator.of(op_type)
+    model = ix.Model(layer, {}, {}, ix.Signature((spec,), (ix.TensorSpec("y", x.dtype.name, x.shape),)))
+    (found,) = ix.compile(model, "jax")(x)
+    with np.errstate(all="ignore"), jax.enable_x64(True):
+        expected = np.asarray(PRIMITIVES[op_type](jnp.asarray(x)))
+    tolerance = 2e-6 if dtype == np.float32 else 1e-13
+    np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)

@@ -35,6 +35,9 @@ SIZES: dict[str, Any] = {
     **dict.fromkeys(("max_position_embeddings", "n_positions", "max_source_positions", "max_target_positions"), 64),
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), 4),
     **dict.fromkeys(("num_experts_per_tok", "num_experts_per_token", "top_k_experts"), 2),
+    "image_size": 32,
+    "patch_size": 8,
+    "num_mel_bins": 16,
     "pad_token_id": 1,
     "bos_token_id": 2,
     "eos_token_id": 3,
@@ -183,3 +186,7 @@ INPUTS: dict[str, Maker] = {
     "past_values": _noise("time:24", "channels:3"),
     "inputs_embeds": _noise("length:7", "features:32"),
 }
+
+
+ALL: list[Architecture] = []
+TRAINED: frozenset[str] = frozenset()

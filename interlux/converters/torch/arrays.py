@@ -23,6 +23,14 @@ def dtype_of(dtype: torch.dtype) -> np.dtype[Any]:
     return dtype_named(name)
 
 
+def real_view(tensor: torch.Tensor) -> torch.Tensor:
+    """A complex tensor with its real and imaginary parts along a last axis of size 2, as models store it; another as
+    it is."""
+    import torch
+
+    return torch.view_as_real(tensor.detach().resolve_conj()) if tensor.is_complex() else tensor
+
+
 def to_numpy(tensor: torch.Tensor, *, copy: bool = True) -> np.ndarray:
     """A tensor as numpy. It is copied unless told otherwise: `Tensor.numpy` would follow the live module."""
     import torch

@@ -15,6 +15,7 @@ from ...ir.errors import UnsupportedError
 from ...ir.trees import Path
 from ..builder import GraphBuilder, Shape, Value
 from .arrays import dtype_of
+from .size_expressions import lower_expression
 
 Size = int | torch.SymInt
 MAX_INT64 = 2**63 - 1
@@ -60,18 +61,20 @@ class TorchBuilder(GraphBuilder):
         self.seed = GraphBuilder.stored(own.seed, np.zeros(2, np.uint32))
         self._stored = stored
         self.dim_names = dim_names  # of torch's symbols
-        self._symbols: dict[str, tuple[Value, int, int]] = {}  # symbol -> input, axis, factor
+        self._symbols: dict[str, tuple[Value, int, int, int]] = {}  # symbol -> tensor, axis, factor, offset
         self._sizes: dict[str, Value] = {}
 
     # --- sizes
 
     def bind_symbols(self, value: Value, sizes: Sequence[Size]) -> None:
-        """Says on which axes of an input the symbols are found."""
+        """Says on which axes of a tensor the symbols are found: of an input, or of a result whose size depends on the
+        data."""
         for axis, size in enumerate(sizes):
             if isinstance(size, torch.SymInt):
-                factor, rest = size.node.expr.as_coeff_Mul()
-                if rest.is_Symbol:
-                    self._symbols.setdefault(str(rest), (value, axis, int(factor)))
+                offset, rest = size.node.expr.as_coeff_Add()
+                factor, symbol = rest.as_coeff_Mul()
+                if symbol.is_Symbol and factor.is_Integer:
+                    self._symbols.setdefault(str(symbol), (value, axis, int(factor), int(offset)))
 
     def shape(self, sizes: Iterable[Size]) -> Shape:
         """Sizes as the IR keeps them: ints, or expressions of named dimensions."""
@@ -97,26 +100,22 @@ class TorchBuilder(GraphBuilder):
         return self._sizes[key]
 
     def _lower_expr(self, expr: sympy.Expr) -> Value:
-        if expr.is_Integer:
-            return self.ints(int(expr))
-        if expr.is_Symbol:
-            if str(expr) not in self._symbols:
-                raise UnsupportedError(f"a size that depends on the data ({expr}){self.where()}")
-            value, axis, factor = self._symbols[str(expr)]
-            size = self.Shape(value, start=axis, end=axis + 1)
-            return size if factor == 1 else self.Div(size, self.ints(factor))
-        arguments = [self._expr(a) for a in expr.args]
-        kind = expr.func.__name__
-        if kind in ("Add", "Mul", "Max", "Min"):
-            result = arguments[0]
-            for argument in arguments[1:]:
-                result = self.primitive(kind, (result, argument), {})
-            return result
-        if kind in ("FloorDiv", "CleanDiv"):  # sizes are not negative: truncation is the floor
-            return self.Div(*arguments)
-        if kind in ("Mod", "PythonMod"):
-            return self.Mod(*arguments)
-        raise UnsupportedError(f"the size expression {expr} ({kind}){self.where()}")
+        if not expr.is_Symbol:
+            return lower_expression(self, expr, self._expr)
+        if str(expr) not in self._symbols:
+            raise UnsupportedError(f"a size that depends on the data ({expr}){self.where()}")
+        value, axis, factor, offset = self._symbols[str(expr)]
+        size = self.Shape(value, start=axis, end=axis + 1)
+        if offset:
+            size = self.Sub(size, self.ints(offset))
+        return size if factor == 1 else self.Div(size, self.ints(factor))
+
+    def bind_number(self, number: torch.SymInt | torch.SymFloat | torch.SymBool, value: Value) -> None:
+        """Says that a number that torch knows by a symbol only is the one element of a tensor (`item()`)."""
+        symbols = number.node.expr.free_symbols
+        if len(symbols) == 1:
+            kind = np.float64 if isinstance(number, torch.SymFloat) else np.int64
+            self._sizes[str(*symbols)] = self.Reshape(self.cast(value, kind), self.ints(1))
 
     def sizes(self, sizes: Sequence[Size]) -> Value:
         """Sizes as an int64 vector, all of them explicit."""
@@ -190,11 +189,9 @@ class TorchBuilder(GraphBuilder):
         """A tensor, number or size as a value of a dtype."""
         if isinstance(x, Value):
             return x if dtype is None else self.cast(x, dtype)
-        if isinstance(x, torch.SymInt):
-            scalar = self.Squeeze(self.size(x), self.ints(0))
+        if isinstance(x, torch.SymInt | torch.SymFloat | torch.SymBool):
+            scalar = self.Squeeze(self._expr(x.node.expr), self.ints(0))
             return scalar if dtype is None else self.cast(scalar, dtype)
-        if isinstance(x, torch.SymFloat | torch.SymBool):
-            raise UnsupportedError(f"a number computed from sizes ({x}){self.where()}")
         return self.const(np.array(x, dtype))
 
     def axis(self, axis: int, rank: int) -> int:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,12 +17,17 @@ from ...ir.layer import Layer
 from ...ir.layers.random import fresh_seed
 from ...ir.model import Dimension, Model, Signature, TensorSpec
 from ...ir.trees import Path
-from .arrays import to_numpy
+from .arrays import real_view, to_numpy
 from .builder import Modes, OwnStates
-from .export import Args, as_call, dimension_names, export, in_mode
-from .importer import ProgramImporter
+from .export import Args, ExportError, as_call, dimension_names, export, in_mode
+from .importer import UNIMPORTABLE, ProgramImporter, Unimportable
 from .modes import PairedModes, SingleMode, single
+from .places import Spot, class_name
+from .state_files import is_weight_file, module_from_file
 from .structure import leaf_names, structure
+
+if TYPE_CHECKING:
+    from .opaque import Parts
 
 Program = torch.export.ExportedProgram
 TRAINING, EVALUATION = "training", "evaluation"
@@ -36,17 +41,25 @@ def from_torch(
     *,
     name: str | None = None,
     seed: int = 0,
+    opaque: str = "refuse",
+    arch: str | Callable[[], Any] | None = None,
+    trust: bool = False,
 ) -> Model:
     """Imports a PyTorch network with its weights.
 
     Arguments:
-        source: a module (left as it is), a torch.export.ExportedProgram, or the path of a .pt2 file. A file is read
-            without running anything in it.
+        source: a module (left as it is), a torch.export.ExportedProgram, the path of a .pt2 file, or that of a file of
+            weights (.safetensors; .pt, .pth or .bin of torch.save). A file is read without running anything in it.
         example_inputs: for a module: a tensor, a tuple of arguments, a dict of keyword arguments, or a pair of both.
         dynamic_shapes: for a module: "batch" (axis 0 of every input that has the size of the first), "auto", None for
             fixed sizes, or what torch.export.export takes.
         name: of the model; the class of the module by default.
         seed: of the random numbers in training (dropout).
+        opaque: what becomes of sub-modules that torch.export or the import cannot follow (control flow that depends on
+            the data, custom operators, TorchScript): "refuse" them, or "wrap" the smallest ones that can be: they stay
+            in PyTorch as layers that JAX calls back, with gradients; ONNX files and saved models cannot hold them.
+        arch: for a file of weights: what makes the network, as a function or as "package.module:function".
+        trust: whether a file may hold a whole pickled module. Loading one runs code that is in the file.
 
     Returns:
         A model whose parameters and states have the names of the `state_dict`. `train=True` works without another
@@ -54,10 +67,21 @@ def from_torch(
 
     Raises UnsupportedError with every operator that cannot be imported and its place, or with torch.export's reason.
     """
+    if opaque not in ("refuse", "wrap"):
+        raise InvalidModelError(f'opaque is "refuse" or "wrap", not {opaque!r}')
+    if isinstance(source, str | os.PathLike) and is_weight_file(source):
+        source, own_inputs = module_from_file(source, arch, trust)
+        example_inputs = own_inputs if example_inputs is None else example_inputs
+    elif arch is not None or trust:
+        raise InvalidModelError("arch and trust are for files of weights (.safetensors, .pt, .pth, .bin)")
     if isinstance(source, torch.nn.Module):
+        if isinstance(source, torch.jit.ScriptModule):
+            raise UnsupportedError("a TorchScript module cannot be exported; give the nn.Module that it was made of")
         if example_inputs is None:
             raise InvalidModelError("from_torch needs example_inputs for a module, e.g. (torch.randn(2, 3, 224, 224),)")
-        return _from_module(source, *as_call(example_inputs), dynamic_shapes, name, seed)
+        return _from_module(source, *as_call(example_inputs), dynamic_shapes, name, seed, opaque == "wrap")
+    if opaque == "wrap":
+        raise InvalidModelError("opaque='wrap' needs the module itself: a program has no code of sub-modules")
     if isinstance(source, Program):
         program, label = source, name or "ExportedProgram"
     elif isinstance(source, str | os.PathLike):
@@ -85,18 +109,54 @@ def from_torch(
     return _model(layer, program, stored, label, seed, notes)
 
 
+class _Again(Exception):
+    """More of a module must stay in PyTorch: it is to be exported again."""
+
+
 def _from_module(
-    module: torch.nn.Module, args: Args, kwargs: Mapping[str, Any], dynamic_shapes: Any, name: str | None, seed: int
+    module: torch.nn.Module,
+    args: Args,
+    kwargs: Mapping[str, Any],
+    dynamic_shapes: Any,
+    name: str | None,
+    seed: int,
+    wrap: bool,
 ) -> Model:
-    with in_mode(module, train=False):
-        evaluation = export(module, args, kwargs, dynamic_shapes)
-    notes: tuple[str, ...] = ()
+    parts: dict[str, Parts] = {}
+    if wrap:
+        from .opaque import Parts
+
+        parts = {label: Parts(module) for label in (EVALUATION, TRAINING)}
+    while True:
+        try:
+            return _imported(module, args, kwargs, dynamic_shapes, name, seed, parts)
+        except _Again:
+            continue
+
+
+def _imported(
+    module: torch.nn.Module,
+    args: Args,
+    kwargs: Mapping[str, Any],
+    dynamic_shapes: Any,
+    name: str | None,
+    seed: int,
+    parts: Mapping[str, Parts],
+) -> Model:
+    """The model of a module. Raises _Again if one of the `parts` has grown."""
+    evaluation, backwards = _exported(module, args, kwargs, dynamic_shapes, False, parts.get(EVALUATION))
+    notes = tuple(
+        f"{function} ({spot}) has a backward of its own; in evaluation, gradients are those of its forward"
+        for function, spot in backwards.items()
+    )
+    training: Program | None
+    reason = ""
     try:
-        with in_mode(module, train=True):
-            training = export(module, args, kwargs, dynamic_shapes)
+        training, _ = _exported(module, args, kwargs, dynamic_shapes, True, parts.get(TRAINING))
     except UnsupportedError as error:  # evaluation is what most conversions are for
         training = None
-        notes = (f"evaluation only, the training mode cannot be exported: {error}",)
+        reason = f"evaluation only, the training mode cannot be exported: {error}"
+        notes += (reason,)
     if any(isinstance(m, torch.nn.TransformerEncoder) and m.enable_nested_tensor for m in module.modules()):
         notes += (
             "torch's fast path of nn.TransformerEncoder gives zeros at padded positions; the exported program, and so "
@@ -107,22 +167,90 @@ def _from_module(
     stored = _Stored(state, programs)
     label = name or type(module).__name__
     names = dimension_names(dynamic_shapes, module, args, kwargs)
+
+    def graph(program: Program, modes: Modes, *serves: str) -> Graph:
+        kept = {mode: parts[mode] for mode in serves if mode in parts}
+        try:
+            return _graph(program, serves[0], modes, stored, names, fresh=True, kept=kept)
+        except Unimportable as error:
+            if not kept:
+                raise UnsupportedError(f"{UNIMPORTABLE} (opaque='wrap' keeps their modules)", error.items) from error
+            grown = [p.add_existing(path, error.reason(path)) for p in kept.values() for path in error.modules]
+            if any(grown):
+                raise _Again from error
+            raise
+
     layer: Layer
     if training is None:
-        evaluated = _graph(evaluation, EVALUATION, SingleMode(None), stored, names, fresh=True)
-        layer = ByMode(Unavailable(notes[0]), evaluated)
+        layer = ByMode(Unavailable(reason), graph(evaluation, SingleMode(None), EVALUATION))
     elif (paired := PairedModes.of(training.graph, evaluation.graph)) is not None:
-        layer = _graph(training, TRAINING, paired, stored, names, fresh=True)
+        layer = graph(training, paired, TRAINING, EVALUATION)
     else:
         alone = SingleMode(None)
-        evaluated = _graph(evaluation, EVALUATION, alone, stored, names, fresh=True)
+        evaluated = graph(evaluation, alone, EVALUATION)
         notes += ("the module's code differs between training and evaluation: both graphs are kept",)
         try:
-            layer = ByMode(_graph(training, TRAINING, alone, stored, names, fresh=True), evaluated)
+            layer = ByMode(graph(training, alone, TRAINING), evaluated)
         except UnsupportedError as error:
-            notes = (f"evaluation only, the training mode cannot be imported: {error}",)
-            layer = ByMode(Unavailable(notes[0]), evaluated)
+            notes = (*notes[:-1], f"evaluation only, the training mode cannot be imported: {error}")
+            layer = ByMode(Unavailable(notes[-1]), evaluated)
+    notes += _kept_notes(module, parts)
     return _model(layer, evaluation, stored, label, seed, notes, names)
+
+
+def _exported(
+    module: torch.nn.Module,
+    args: Args,
+    kwargs: Mapping[str, Any],
+    dynamic_shapes: Any,
+    train: bool,
+    parts: Parts | None,
+) -> tuple[Program, dict[str, Spot]]:
+    """The program of one mode, and the places of functions whose own backward it has not. What torch.export cannot
+    follow is added to `parts`, if they are given."""
+    while True:
+        backwards: dict[str, Spot] = {}
+        try:
+            with in_mode(module, train=train):
+                keeping = None if parts is None else parts.kept
+                program = export(module, args, kwargs, dynamic_shapes, keeping, backwards)
+            if train:  # in training, what the gradients are matters
+                for function, spot in backwards.items():
+                    raise ExportError(type(module).__name__, f"{function} has a backward of its own", spot)
+            if parts is not None:
+                parts.check(program)
+            return program, backwards
+        except ExportError as error:
+            if parts is None:
+                raise
+            candidates = [path for path, _ in error.spot.modules]
+            if not candidates:  # torch.export says it at the end, of the whole
+
+                def works(path: str) -> bool:
+                    try:
+                        with in_mode(module, train=train), parts.tried(path):
+                            export(module, args, kwargs, dynamic_shapes, parts.kept)
+                    except UnsupportedError:
+                        return False
+                    return True
+
+                candidates = [parts.narrowed(works)]
+            if not parts.add(candidates, error.reason):
+                raise
+
+
+def _kept_notes(module: torch.nn.Module, parts: Mapping[str, Parts]) -> tuple[str, ...]:
+    """One sentence for each sub-module that stays in PyTorch."""
+    reasons: dict[str, str] = {}
+    for each in parts.values():
+        for path, reason in each.paths.items():
+            reasons.setdefault(path, reason)
+    return tuple(
+        f"{path or 'the whole module'} ({class_name(module.get_submodule(path))}) stays in PyTorch"
+        + ("" if all(path in each.paths for each in parts.values()) else " in one of both modes")
+        + f": {reason}"
+        for path, reason in reasons.items()
+    )
 
 
 def _identity(tensor: torch.Tensor) -> Any:
@@ -190,13 +318,27 @@ class _Stored:
         for key, tensor in self.tensors.items():
             path = self.canonical[key]
             if path == trees.path_of(key):
-                (params if tensor.requires_grad else states).append((path, to_numpy(tensor)))
+                (params if tensor.requires_grad else states).append((path, to_numpy(real_view(tensor))))
         states += self.own.constants.items()
         return trees.from_leaves(params), trees.from_leaves(states)
 
 
-def _graph(program: Program, label: str, modes: Modes, stored: _Stored, names: Names = None, *, fresh: bool) -> Graph:
+def _graph(
+    program: Program,
+    label: str,
+    modes: Modes,
+    stored: _Stored,
+    names: Names = None,
+    *,
+    fresh: bool,
+    kept: Mapping[str, Parts] | None = None,
+) -> Graph:
+    """The graph of a program. `kept` has the parts that stay in PyTorch, by the modes that the program serves."""
     importer = ProgramImporter(program, modes, stored.names[label], dim_names(program, names), fresh, stored.own)
+    if kept:
+        from .opaque import Wrapped
+
+        importer.opaque = Wrapped({mode == TRAINING: parts for mode, parts in kept.items()})
     graph = importer.run()
     trained = [trees.name_of(p) for p in importer.written if stored.tensors[trees.name_of(p)].requires_grad]
     if trained:
@@ -234,6 +376,8 @@ def _model(
     if any((branch, key) in g.paths() for g in graphs if isinstance(g, Graph)):
         states = {**states, branch: {**states.get(branch, {}), key: fresh_seed(np.random.default_rng(seed))}}
     metadata = {"source": "torch", "name": name, "state_dict": stored.state_dict}
+    if found := [key for key in stored.state_dict if stored.tensors[key].is_complex()]:
+        metadata["complex"] = found  # stored as pairs of real and imaginary parts
     return Model(
         layer, params, states, _signature(graph, program, dim_names(program, names)), stored.aliases, metadata, notes
     )

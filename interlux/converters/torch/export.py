@@ -1,21 +1,45 @@
-"""Running torch.export: example inputs, dynamic shapes, and the two modes of a module."""
+"""Running torch.export: example inputs, dynamic shapes, the two modes of a module, and where it fails."""
 
 from __future__ import annotations
 
 import inspect
 import io
 import logging
+import re
+import sys
+import threading
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
 
 from ...ir.errors import InvalidModelError, UnsupportedError
+from .places import Spot, caller, causes, class_name, scripted, spot_of
 
 Args = tuple[Any, ...]
+Keeping = Callable[[Args, Mapping[str, Any]], AbstractContextManager[None]]
+
+
+class ExportError(UnsupportedError):
+    """torch.export cannot export a module.
+
+    Arguments:
+        module: the name of its class.
+        reason: what torch.export says.
+        spot: where in the user's code.
+    """
+
+    def __init__(self, module: str, reason: str, spot: Spot):
+        where = f" (in {spot})" if str(spot) else ""
+        super().__init__(
+            f"torch.export cannot export {module}: {reason}{where}; "
+            "ix.from_torch(…, opaque='wrap') keeps that part in PyTorch"
+        )
+        self.reason = reason + (f" ({spot.source})" if spot.source else "")
+        self.spot = spot
 
 
 def as_call(example_inputs: Any) -> tuple[Args, dict[str, Any]]:
@@ -64,10 +88,10 @@ def batch_shapes(arguments: Mapping[str, Any]) -> tuple[Any, Any]:
     return pytree.tree_map(lambda x: {0: batch} if _is_batched(x, size) else None, dict(arguments)), arguments
 
 
-def export(
+def prepared(
     module: torch.nn.Module, args: Args, kwargs: Mapping[str, Any], dynamic_shapes: Any
-) -> torch.export.ExportedProgram:
-    """torch.export of a module as it stands (in its present mode).
+) -> tuple[Args, dict[str, Any], Any]:
+    """The arguments to export a module with, and the dynamic shapes in torch's form.
 
     Arguments:
         dynamic_shapes: "batch", "auto", None (all sizes fixed), or what torch.export.export takes.
@@ -90,22 +114,101 @@ def export(
         )
     else:
         shapes = dynamic_shapes
+    return args, dict(kwargs), shapes
+
+
+def export(
+    module: torch.nn.Module,
+    args: Args,
+    kwargs: Mapping[str, Any],
+    dynamic_shapes: Any,
+    keeping: Keeping | None = None,
+    backwards: dict[str, Spot] | None = None,
+) -> torch.export.ExportedProgram:
+    """torch.export of a module as it stands (in its present mode).
+
+    Arguments:
+        dynamic_shapes: see `prepared`.
+        keeping: around the export, given its arguments: makes nodes of the parts that stay in PyTorch.
+        backwards: gets the places of functions with a backward of their own, which an exported program forgets.
+
+    Raises ExportError with torch.export's reason and the place in the user's code.
+    """
+    args, kwargs, shapes = prepared(module, args, kwargs, dynamic_shapes)
     said = io.StringIO()
-    try:
-        with warnings.catch_warnings(), _torch_quiet(said):
-            warnings.simplefilter("ignore")  # torch's own, about its future and about LSTM's flat weights
-            return torch.export.export(module, args, dict(kwargs), dynamic_shapes=shapes, strict=False)
-    except Exception as error:  # torch.export raises whatever the module's code raises
-        if text := said.getvalue().strip():
-            error.add_note(f"torch.export printed:\n{text}")
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = " ".join(lines[:2])[:400] if lines else type(error).__name__
-        hint = (
-            " (sizes are specialised: give dynamic_shapes=None, or torch.export's own form)"
-            if "pecializ" in str(error) or "Constraints violated" in str(error)
-            else ""
+    with nullcontext() if keeping is None else keeping(args, kwargs):
+        try:
+            with (
+                warnings.catch_warnings(record=True) as warned,
+                _torch_quiet(said),
+                _backwards_noted(module, {} if backwards is None else backwards),
+            ):
+                warnings.simplefilter("always")  # they are not shown: torch's own, about its future and such
+                program = torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
+        except Exception as error:  # torch.export raises whatever the module's code raises
+            if text := said.getvalue().strip():
+                error.add_note(f"torch.export printed:\n{text}")
+            spot, reason = spot_of(error, module), _reason(error)
+            outer = spot.modules[0][0] if spot.modules else ""
+            scripts = [(path, name) for path, name in scripted(module).items() if f"{path}.".startswith(outer)]
+            if scripts and not any(isinstance(cause, UnsupportedError) for cause in causes(error)):
+                spot = Spot((*scripts, *spot.modules), spot.file, spot.line)
+                reason = f"TorchScript ({', '.join(path for path, _ in scripts)}) cannot be exported"
+            raise ExportError(type(module).__name__, reason, spot) from error
+    for each in warned:
+        _refuse_memory(module, program, str(each.message))
+    return program
+
+
+def _refuse_memory(module: torch.nn.Module, program: torch.export.ExportedProgram, warning: str) -> None:
+    """Raises ExportError if torch.export warns of a tensor, kept as a plain attribute, that the forward assigns, and
+    also reads: in the program it is a constant."""
+    head, found, _ = warning.partition(" assigned during export")
+    assigned = set(re.findall(r"self\.([\w.]+)", head)) if found else set()
+    users = {node.name: node.users for node in program.graph.nodes if node.op == "placeholder"}
+    for spec in program.graph_signature.input_specs:
+        if spec.target in assigned and users.get(getattr(spec.arg, "name", "")):
+            owner = str(spec.target).rpartition(".")[0]
+            spot = Spot(((owner, class_name(module.get_submodule(owner))),))
+            reason = f"its forward assigns the tensor {spec.target}, which it also reads; register it as a buffer"
+            raise ExportError(type(module).__name__, reason, spot)
+
+
+def _reason(error: BaseException) -> str:
+    """What an error of torch.export says, in one line."""
+    for cause in causes(error):
+        if isinstance(cause, UnsupportedError):  # of a part that is to stay in PyTorch
+            return str(cause)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = " ".join(lines[:2])[:400] if lines else type(error).__name__
+    if "PackedParams" in reason:
+        return (
+            "modules of eager-mode quantisation keep packed weights, which only PyTorch's own kernels read; quantise "
+            "the exported program instead (prepare_pt2e, convert_pt2e)"
         )
-        raise UnsupportedError(f"torch.export cannot export {type(module).__name__}: {reason}{hint}") from error
+    if "ata-dependent" in reason:
+        return f"its code decides by the data ({reason.partition(' (unhinted')[0]})"
+    if "pecializ" in str(error) or "Constraints violated" in str(error):
+        reason += " (sizes are specialised: give dynamic_shapes=None, or torch.export's own form)"
+    return reason
+
+
+@contextmanager
+def _backwards_noted(module: torch.nn.Module, found: dict[str, Spot]) -> Iterator[None]:
+    """Notes the calls of torch.autograd.Function outside torch itself: of these only the forward is exported."""
+    original = vars(torch.autograd.Function)["apply"]
+    thread = threading.get_ident()
+
+    def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() == thread and cls.__module__.partition(".")[0] != "torch":
+            found.setdefault(cls.__qualname__, caller(module, sys._getframe(1)))
+        return original.__get__(None, cls)(*args, **kwargs)
+
+    torch.autograd.Function.apply = classmethod(apply)  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        torch.autograd.Function.apply = original  # type: ignore[method-assign]
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -14,15 +14,18 @@ from torch.export.graph_signature import InputKind
 
 from ...ir.errors import InvalidModelError, UnsupportedError
 from ...ir.graph import Graph, ModuleCall
-from ...ir.layer import ALWAYS
+from ...ir.layer import ALWAYS, FOLLOW, NEVER
 from ...ir.layers import Assign
 from ...ir.trees import Path
 from ..builder import LARGEST_CONSTANT, Place, Value
-from .arrays import dtype_of, to_numpy
+from .arrays import dtype_of, real_view, to_numpy
 from .builder import Modes, OwnStates, TorchBuilder
+from .complex import Complex, each_part
 from .lowerings import LOWERINGS
-from .lowerings.shapes import MAYBE_VIEWS, VIEW_WRITES, VIEWS
-from .modes import counts_batches, target_name
+from .lowerings.control import HIGHER_ORDER, autocast, unneeded
+from .lowerings.spectral import COMPLEX, COMPLEX_VIEW_WRITES, COMPLEX_VIEWS, as_pairs, is_complex, split_pairs
+from .lowerings.views import EACH_A_VIEW, MAYBE_VIEWS, PART_WRITES, VIEW_WRITES, VIEWS
+from .modes import FLAGS, arguments, counts_batches, target_name
 
 Node = torch.fx.Node
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
@@ -41,7 +44,7 @@ _RESHAPED_IN_PLACE = frozenset(
         "set_",
     )
 )
-_IGNORED = ("aten._assert", "aten.sym_constrain", "aten.sym_size", "aten.sym_numel", "aten._check")
+_IGNORED = tuple(f"aten.{n}" for n in ("_assert", "sym_constrain", "sym_size", "sym_numel", "_check", "promote_types"))
 
 
 def source_line(stack_trace: str | None) -> str:
@@ -56,6 +59,16 @@ def source_line(stack_trace: str | None) -> str:
     return f"{path}:{line}"
 
 
+def functional_name(node: Node) -> str:
+    """The operator, with its overload, that gives what an operator in place or with `out=` writes."""
+    operation, _, overload = target_name(node).removeprefix("aten.").partition(".")
+    if "out" not in node.kwargs:
+        return f"{operation[:-1]}.{overload}"
+    if overload != "out":
+        return f"{operation}.{overload.removesuffix('_out')}"
+    return f"{operation}.Tensor" if f"{operation}.Tensor" in LOWERINGS else f"{operation}.default"
+
+
 def module_calls(node: Node) -> tuple[ModuleCall, ...]:
     """The module calls that a node came from, outermost first, without the root."""
     calls = []
@@ -68,6 +81,25 @@ def module_calls(node: Node) -> tuple[ModuleCall, ...]:
         _, _, number = key.rpartition("@")
         calls.append(ModuleCall(path, int(number) if "@" in key and number.isdigit() else 0, name.rpartition(".")[2]))
     return tuple(calls)
+
+
+UNIMPORTABLE = "PyTorch operators that cannot be imported"
+
+
+class Unimportable(UnsupportedError):
+    """Operators that cannot be imported; `modules` has the paths of the modules that they are in, "" for the root."""
+
+    def __init__(self, modules: Mapping[str, Iterable[str]]):
+        super().__init__(UNIMPORTABLE, list(dict.fromkeys(text for texts in modules.values() for text in texts)))
+        self.modules = modules
+
+    def reason(self, path: str) -> str:
+        """What there is in one module."""
+        return f"{UNIMPORTABLE}: {'; '.join(self.modules[path])}"
+
+
+class RefusedInside(UnsupportedError):
+    """What a graph inside another one cannot do has been collected."""
 
 
 class ProgramImporter:
@@ -94,7 +126,7 @@ class ProgramImporter:
         self.program = program
         self.tensors = {**program.constants, **program.state_dict}
         stored = {
-            path: TorchBuilder.stored(path, _Described(self.tensors[name]))
+            path: TorchBuilder.stored(path, _Described(real_view(self.tensors[name])))
             for name, path in canonical.items()
             if name in self.tensors
         }
@@ -108,8 +140,14 @@ class ProgramImporter:
         self.buffers: dict[Node, Path] = {}
         self.fresh = fresh
         self.order = {node: i for i, node in enumerate(program.graph.nodes)}
-        self.unsupported: dict[str, None] = {}
-        self.written: dict[Path, Value] = {}
+        self.unsupported: dict[str, dict[str, None]] = {}  # by the path of the module
+        self.refusals = 0
+        self.opaque: Callable[..., Any] | None = None  # makes the layer of a call that stays in PyTorch
+        self.written: dict[Path, Any] = {}
+        self.inlined: dict[Node, list[Any]] = {}  # higher-order operators -> the outputs of their graphs
+        self.captured: set[Node] = set()  # inputs of graphs inside control flow
+        self.calls: tuple[ModuleCall, ...] = ()  # around the graph inside that is being executed
+        self.autocast = ""  # the device type, in a block under torch.autocast
 
     def run(self) -> Graph:
         """The graph. Raises UnsupportedError naming every operator that cannot be imported, with its place."""
@@ -123,12 +161,16 @@ class ProgramImporter:
                 self._bind(placeholders[name], spec)
         outputs = self._execute(self.program.graph)
         if self.unsupported:
-            raise UnsupportedError("PyTorch operators that cannot be imported", list(self.unsupported))
+            raise Unimportable(self.unsupported)
         with self.op.at(Place("write")):
-            for path, value in self.written.items():
+            for path, written in self.written.items():
+                rank = len(written.shape or ())
+                value = as_pairs(self.op, written, rank) if isinstance(written, Complex) else written
                 self.op.add(Assign(ALWAYS), value, states={"value": self.op.stored(path, _Described(value))}, outputs=0)
         results = [self._resolved(o) for o in outputs if isinstance(o, Node)]
         for i, result in enumerate(results):
+            if isinstance(result, Complex):
+                raise UnsupportedError(f"result {i} of the module is complex; return torch.view_as_real of it")
             if not isinstance(result, Value):
                 raise UnsupportedError(f"result {i} of the module is a size or number ({result}), not a tensor")
         return self.op.build(results)
@@ -137,6 +179,11 @@ class ProgramImporter:
         val = node.meta.get("val")
         if spec.kind == InputKind.USER_INPUT:
             if isinstance(val, torch.Tensor):
+                if val.is_complex():
+                    raise UnsupportedError(
+                        f"input {node.name!r} of the module is complex; give torch.view_as_real of it, and call "
+                        "torch.view_as_complex inside"
+                    )
                 value = self.op.input(node.name, dtype_of(val.dtype), self.op.shape(val.shape))
                 self.op.bind_symbols(value, val.shape)
                 self.values[node] = value
@@ -146,20 +193,22 @@ class ProgramImporter:
         tensor = self.tensors[spec.target]
         small = spec.kind == InputKind.CONSTANT_TENSOR and tensor.numel() <= LARGEST_CONSTANT
         if small:
-            self.values[node] = self.op.const(to_numpy(tensor))
+            self.values[node] = each_part(lambda x: self.op.const(to_numpy(x)), _in_parts(tensor))
         else:
             self.buffers[node] = self.canonical[spec.target]
-            self.values[node] = self.op.stored(self.buffers[node], _Described(tensor))
+            stored = self.op.stored(self.buffers[node], _Described(real_view(tensor)))
+            self.values[node] = split_pairs(self.op, stored) if tensor.is_complex() else stored
 
     # --- execution
 
     def _execute(self, graph: torch.fx.Graph) -> list[Any]:
+        left_out = unneeded(graph)
         for node in graph.nodes:
             if node.op == "output":
                 return list(node.args[0]) if isinstance(node.args[0], list | tuple) else [node.args[0]]
-            if node.op != "call_function":
+            if node.op != "call_function" or node in left_out:
                 continue
-            calls, line = module_calls(node), source_line(node.meta.get("stack_trace"))
+            calls, line = module_calls(node) or self.calls, source_line(node.meta.get("stack_trace"))
             place = Place(node.name, calls, " ".join(w for w in (target_name(node), line) if w))
             with self.op.at(place):
                 self.op.node_now = node
@@ -170,41 +219,60 @@ class ProgramImporter:
         name, val = target_name(node), node.meta.get("val")
         if counts_batches(node):
             self.alias[node] = node.args[0]  # type: ignore[assignment]
-        elif name.startswith(_IGNORED) or isinstance(val, torch.SymInt | int | torch.SymBool | bool):
+        elif name.startswith(_IGNORED) or isinstance(val, torch.SymInt | torch.SymFloat | torch.SymBool | int | float):
             self.values[node] = val  # sizes are lowered from their expressions where they are used
+            if name == "aten.item.default" and isinstance(val, torch.SymInt | torch.SymFloat | torch.SymBool):
+                self.op.bind_number(val, self._resolved(node.args[0]))
         elif node.target is operator.getitem:
             source = node.args[0]
             self.values[node] = self._resolved(source)[node.args[1]]
+            if source in self.inlined:
+                self.alias[node] = self.inlined[source][node.args[1]]  # type: ignore[index]
             if isinstance(source, Node) and source in self.view_of:  # a part of a split
                 self.view_of[node] = source
                 self.views.setdefault(source, []).append(node)
-        elif name == "wrap_with_set_grad_enabled":
-            self._without_gradient(node)
+        elif self.opaque is not None and name == "interlux.opaque.default":
+            self.values[node] = self.opaque(self.op, *self._arguments(node.args))
+        elif (higher_order := HIGHER_ORDER.get(getattr(node.target, "__name__", name))) is not None:
+            try:
+                self.values[node] = self._described(higher_order(self, node), val, node.name)
+            except RefusedInside:
+                self._unknown(node)
+            except UnsupportedError as error:
+                self._collect(place, f"{place.source}: {error}" if place.source not in str(error) else str(error))
+                self._unknown(node)
         elif self._is_in_place(node):
             self._in_place(node, place)
         else:
             key = name.removeprefix("aten.")
-            if key not in LOWERINGS or not name.startswith("aten."):
-                self._refuse(place, name)
+            if key not in self._table(node):
+                self._refuse(place, name + (" of complex tensors" if key in LOWERINGS else ""))
                 self._unknown(node)
                 return
             try:
                 self.values[node] = self._lower(node, key)
             except UnsupportedError as error:  # collected, so that the user sees everything at once
-                self.unsupported[f"{place.source}: {error}" if place.source not in str(error) else str(error)] = None
+                self._collect(place, f"{place.source}: {error}" if place.source not in str(error) else str(error))
                 self._unknown(node)
             self._note_view(node, key)
 
     def _refuse(self, place: Place, name: str) -> None:
         module = place.scope[-1].path if place.scope else "the top module"
-        line = place.source.removeprefix(name).strip()
-        self.unsupported[f"{name} in {module}" + (f" ({line})" if line else "")] = None
+        words = (place.scope[-1].module_class if place.scope else "", place.source.removeprefix(name).strip())
+        where = ", ".join(word for word in words if word)
+        self._collect(place, f"{name} in {module}" + (f" ({where})" if where else ""))
+
+    def _collect(self, place: Place, text: str) -> None:
+        self.refusals += 1
+        self.unsupported.setdefault(place.scope[-1].path if place.scope else "", {})[text] = None
 
     def _unknown(self, node: Node) -> None:
         """A stand-in for what could not be lowered, so that the rest is examined too."""
         val = node.meta.get("val")
 
         def stand_in(tensor: Any) -> Any:
+            if isinstance(tensor, torch.Tensor) and tensor.is_complex():
+                return Complex(stand_in(tensor.real), stand_in(tensor.real))
             return (
                 Value(dtype_of(tensor.dtype), self.op.shape(tensor.shape))
                 if isinstance(tensor, torch.Tensor)
@@ -213,9 +281,16 @@ class ProgramImporter:
 
         self.values[node] = tuple(map(stand_in, val)) if isinstance(val, list | tuple) else stand_in(val)
 
+    def _table(self, node: Node) -> Mapping[str, Any]:
+        return COMPLEX if is_complex(node) else LOWERINGS
+
     def _lower(self, node: Node, key: str) -> Any:
+        args = self._arguments(node.args)
+        kwargs = self._arguments({name: value for name, value in node.kwargs.items() if name != "out"})
+        if self.autocast:
+            args, kwargs = autocast(self.op, node, (args, kwargs), self.autocast)
         try:
-            result = LOWERINGS[key](self.op, *self._arguments(node.args), **self._arguments(node.kwargs))
+            result = self._table(node)[key](self.op, *args, **kwargs)
         except (TypeError, KeyError, IndexError, ValueError) as error:  # a form of the operator that has no lowering
             if isinstance(error, InvalidModelError):
                 raise
@@ -224,6 +299,10 @@ class ProgramImporter:
 
     def _described(self, result: Any, val: Any, name: str) -> Any:
         """Names results and gives them the shapes that torch knows."""
+        if not isinstance(result, tuple | Value | Complex):  # a number that is passed on
+            return result
+        if isinstance(result, Complex):
+            return Complex(*(self._described(getattr(result, p), val, f"{name}.{p}") for p in ("real", "imag")))
         if isinstance(result, tuple):
             return tuple(
                 self._described(r, v, f"{name}.{i}") for i, (r, v) in enumerate(zip(result, val, strict=False))
@@ -238,43 +317,82 @@ class ProgramImporter:
     def _arguments(self, arguments: Any) -> Any:
         return torch.fx.node.map_arg(arguments, self._resolved)
 
-    def _without_gradient(self, node: Node) -> None:
-        """A block under torch.no_grad (or enable_grad): inlined, its results without gradient."""
-        enabled, sub, *operands = node.args
-        inner: torch.fx.GraphModule = getattr(self.program.graph_module, sub.target)  # type: ignore[union-attr,arg-type]
-        names = [n for n in inner.graph.nodes if n.op == "placeholder"]
+    def resolved(self, arguments: Any) -> Any:
+        """The values of nodes, in whatever nests them."""
+        return self._arguments(arguments)
+
+    # --- graphs inside
+
+    def _inside(self, node: Node | None, graph: torch.fx.Graph) -> list[Any]:
+        for i, inner in enumerate(graph.nodes, len(self.order)):
+            self.order.setdefault(inner, i)
+        outer = self.calls, self.op.node_now
+        self.calls = module_calls(node) or self.calls if node is not None else self.calls
+        try:
+            return self._execute(graph)
+        finally:
+            self.calls, self.op.node_now = outer
+
+    def inline(self, node: Node, module: torch.fx.GraphModule, operands: Sequence[Any]) -> list[Any]:
+        """Executes a graph as if its nodes stood where the higher-order operator does. Returns its outputs' nodes."""
+        names = [n for n in module.graph.nodes if n.op == "placeholder"]
         for placeholder, operand in zip(names, operands, strict=True):
-            self.alias[placeholder] = operand  # type: ignore[assignment]
-        outputs = self._execute(inner.graph)
-        self.op.node_now = node
-        results = [self._resolved(o) for o in outputs]
-        self.values[node] = tuple(
-            r if enabled or not isinstance(r, Value) else self._described(self.op.StopGradient(r), o.meta["val"], "")
-            for r, o in zip(results, outputs, strict=True)
-        )
+            if isinstance(operand, Node):
+                self.alias[placeholder] = operand
+            else:
+                self.values[placeholder] = operand
+        self.inlined[node] = self._inside(node, module.graph)
+        return self.inlined[node]
+
+    def stop_gradients(self, outputs: Sequence[Any], given: Sequence[Any]) -> None:
+        """No gradient flows through what an inlined graph computed, or wrote to a buffer; of what it was given, that
+        which it only passes on keeps its own."""
+        for output in outputs:
+            root = self._root(output) if isinstance(output, Node) else None
+            if root is None or any(self._resolved(root) is value for value in given):
+                continue
+            value = each_part(lambda x: self.op.StopGradient(x), self._resolved(root))
+            self.values[root] = self._described(value, root.meta["val"], root.name)
+
+    def run_inside(self, module: torch.fx.GraphModule, operands: Sequence[Any], builder: TorchBuilder) -> list[Any]:
+        """Executes a graph on values, recorded by a builder. Returns the values of its outputs."""
+        outer, self.op = self.op, builder
+        names = [n for n in module.graph.nodes if n.op == "placeholder"]
+        for placeholder, operand in zip(names, operands, strict=True):
+            self.values[placeholder] = operand
+            self.captured.add(placeholder)
+        before = self.refusals
+        try:
+            results = [self._resolved(o) for o in self._inside(outer.node_now, module.graph)]
+            if self.refusals > before:
+                raise RefusedInside("a graph inside cannot be imported")
+            return results
+        finally:
+            self.op = outer
 
     # --- writes in place
 
     def _is_in_place(self, node: Node) -> bool:
         name = target_name(node).removeprefix("aten.").partition(".")[0]
-        return name.endswith("_") and not name.startswith("__")
+        return (name.endswith("_") and not name.startswith("__")) or "out" in node.kwargs
 
     def _in_place(self, node: Node, place: Place) -> None:
-        written = node.args[0]
+        written = node.kwargs.get("out", node.args[0])
         assert isinstance(written, Node)
         if target_name(node).removeprefix("aten.").partition(".")[0] in _RESHAPED_IN_PLACE:
             self._refuse(place, target_name(node))
             self.alias[node] = written
             return
-        operation, _, overload = target_name(node).removeprefix("aten.").partition(".")
-        key = f"{operation[:-1]}.{overload}"
-        if key not in LOWERINGS:
+        key = functional_name(node)
+        if self._root(written) in self.captured:
+            self._collect(place, f"{target_name(node)} writes to a tensor outside its branch or loop{self.op.where()}")
+        elif key not in self._table(node):
             self._refuse(place, target_name(node))
         else:
             try:
                 self._write(written, self._lower(node, key), node)
             except UnsupportedError as error:
-                self.unsupported[f"{place.source}: {error}" if place.source not in str(error) else str(error)] = None
+                self._collect(place, f"{place.source}: {error}" if place.source not in str(error) else str(error))
         self.alias[node] = written
 
     def _root(self, node: Node) -> Node:
@@ -285,7 +403,17 @@ class ProgramImporter:
     def _note_view(self, node: Node, key: str) -> None:
         """Remembers that a node's result shares memory with its first argument, if it does or may."""
         base = node.args[0] if node.args else None
-        if not isinstance(base, Node) or key not in VIEWS:
+        if key in EACH_A_VIEW and isinstance(base, list | tuple):
+            for each in base:
+                self._note(node, self._root(each))
+        if not isinstance(base, Node):
+            return
+        if key not in VIEWS and key not in COMPLEX_VIEWS:
+            mode = NEVER if self._is_same_tensor(node, base) else self._dropout_mode(node)
+            if mode == FOLLOW:  # in evaluation it gives its argument itself, in training a new tensor
+                self.doubtful.add(node)
+            if mode != ALWAYS:
+                self._note(node, self._root(base))
             return
         if key in MAYBE_VIEWS:  # a reshape is a view or a copy, by strides
             if node.meta["val"].dtype != base.meta["val"].dtype:
@@ -294,27 +422,94 @@ class ProgramImporter:
                 self.doubtful.add(node)
             elif not _share_storage(node, base):
                 return
-        base = self._root(base)
+        self._note(node, self._root(base))
+
+    def _note(self, node: Node, base: Node) -> None:
         self.view_of[node] = base
         self.views.setdefault(base, []).append(node)
+
+    def _is_same_tensor(self, node: Node, base: Node) -> bool:
+        """Whether an operator that is no view gave back its argument itself."""
+        val, given = node.meta.get("val"), base.meta.get("val")
+        if not self.fresh or not isinstance(val, torch.Tensor) or not isinstance(given, torch.Tensor):
+            return False
+        return _share_storage(node, base) and _layout(val) == _layout(given)
+
+    def _dropout_mode(self, node: Node) -> str:
+        """When a dropout is active; of other operators always: they give a new tensor."""
+        name = target_name(node)
+        if "dropout" not in name or name not in FLAGS:
+            return ALWAYS
+        given = arguments(node)
+        return self.op.modes.mode(node, given[FLAGS[name]]) if given["p"] else NEVER
+
+    def _is_read_later(self, base: Node, view: Node, cause: Node) -> bool:
+        """Whether a tensor is read after a write through one of its views, itself or through another view."""
+        if base in self.buffers or cause not in self.order:  # blocks under no_grad are not looked through
+            return True
+        family, found = [base], {base}
+        while family:
+            for other in self.views.get(family.pop(), ()):
+                if other is not view and other not in found:
+                    found.add(other)
+                    family.append(other)
+        later = (n for n, place in self.order.items() if place > self.order[cause])
+        outer = self.view_of.get(base)
+        if outer is not None and self._is_read_later(outer, base, cause):
+            return True
+        return any(self._root(a) in found for n in later for a in n.all_input_nodes)
 
     def _write(self, node: Node, value: Value, cause: Node, kept: Node | None = None) -> None:
         """Gives a tensor a new value: through the view that it is also to its base, and to all other views of that."""
         node = self._root(node)
-        value = self._described(self.op.read(value), node.meta["val"], "")
+        value = self._described(each_part(self.op.read, value), node.meta["val"], "")
         self.values[node] = value
         base = self.view_of.get(node)
         if base is None:
             if node in self.buffers:
                 self.written[self.buffers[node]] = value
+        elif node.target is operator.getitem:
+            self._write_part(node, base, value, cause)
         else:
             key = target_name(node).removeprefix("aten.")
-            if key not in VIEW_WRITES or node in self.doubtful:
+            writes = COMPLEX_VIEW_WRITES if is_complex(node) else VIEW_WRITES
+            if node in self.doubtful:
+                if self._is_read_later(base, node, cause):
+                    self._cannot_follow(cause, node)
+                self._refresh(node, cause, kept)
+                return
+            if key not in VIEWS and key not in COMPLEX_VIEWS:  # the tensor itself
+                whole = value
+            elif key not in writes:
                 self._cannot_follow(cause, node)
-            sizes = list(base.meta["val"].shape)
-            whole = VIEW_WRITES[key](self.op, self._resolved(base), value, sizes, *self._arguments(node.args[1:]))
+            else:
+                sizes = list(base.meta["val"].shape)
+                rest, options = self._arguments(node.args[1:]), self._arguments(node.kwargs)
+                whole = writes[key](self.op, self._resolved(base), value, sizes, *rest, **options)
             self._write(base, whole, cause, kept=node)
         self._refresh(node, cause, kept)
+
+    def _write_part(self, node: Node, split: Node, value: Value, cause: Node) -> None:
+        """Brings what was written to one part of a split to the tensor that was split."""
+        key = target_name(split).removeprefix("aten.")
+        if key in EACH_A_VIEW:
+            bases: Any = split.args[0]
+            each = self._root(bases[node.args[1]])
+            form = "view.default" if key.startswith("atleast") else "expand.default"
+            whole = VIEW_WRITES[form](self.op, self._resolved(each), value, list(each.meta["val"].shape))
+            self._write(each, whole, cause, kept=node)
+            return
+        if key not in PART_WRITES:
+            self._cannot_follow(cause, split)
+        base = self.view_of[split]
+        sizes, shapes = list(base.meta["val"].shape), [part.shape for part in split.meta["val"]]
+        rest = (sizes, node.args[1], shapes, *self._arguments(split.args[1:]))
+        whole = each_part(
+            lambda old, part: PART_WRITES[key](self.op, key.partition(".")[0], old, part, *rest),
+            self._resolved(base),
+            value,
+        )
+        self._write(base, whole, cause, kept=node)
 
     def _refresh(self, node: Node, cause: Node, kept: Node | None) -> None:
         """Derives the views of a written tensor anew."""
@@ -331,7 +526,7 @@ class ProgramImporter:
                 self.values[view] = self._resolved(view.args[0])[view.args[1]]
             else:
                 self.values[view] = self._lower(view, target_name(view).removeprefix("aten."))
-            self._refresh(view, cause, None)
+            self._refresh(view, cause, kept)
         self.op.node_now = outer
 
     def _cannot_follow(self, cause: Node, view: Node) -> None:
@@ -343,9 +538,19 @@ class ProgramImporter:
         )
 
 
+def _layout(tensor: torch.Tensor) -> tuple[str, ...]:
+    return tuple(str(part) for part in (tensor.dtype, tensor.shape, tensor.stride(), tensor.storage_offset()))
+
+
 def _share_storage(a: Node, b: Node) -> bool:
+    if any(torch._C._functorch.is_functorch_wrapped_tensor(n.meta["val"]) for n in (a, b)):
+        return False  # inside torch.vmap, which is refused
     first, second = (n.meta["val"].untyped_storage()._cdata for n in (a, b))
     return bool(first == second)
+
+
+def _in_parts(tensor: torch.Tensor) -> Any:
+    return Complex(tensor.real, tensor.imag) if tensor.is_complex() else tensor  # type: ignore[arg-type]
 
 
 class _Described:

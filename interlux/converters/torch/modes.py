@@ -7,6 +7,7 @@ own code branches on `self.training`, both graphs are kept.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -16,20 +17,24 @@ import torch
 from ...ir.layer import ALWAYS, FOLLOW, NEVER
 
 # the training flag and the dropout probability among the arguments of an ATen operator
+_DROPOUTS = [
+    f"aten.{name}{in_place}.default"
+    for name in ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
+    for in_place in ("", "_")
+]
+_RECURRENT = ["aten.lstm.input", "aten.gru.input", "aten.rnn_tanh.input", "aten.rnn_relu.input"]
 FLAGS = {
     "aten.batch_norm.default": "training",
-    "aten.dropout.default": "train",
-    "aten.dropout_.default": "train",
-    "aten.feature_dropout.default": "train",
-    "aten.feature_dropout_.default": "train",
-    "aten.lstm.input": "train",
+    "aten.instance_norm.default": "use_input_stats",
+    **dict.fromkeys([*_DROPOUTS, *_RECURRENT], "train"),
 }
 PROBABILITIES = {
-    "aten.dropout.default": "p",
-    "aten.dropout_.default": "p",
+    **dict.fromkeys(_DROPOUTS, "p"),
+    **dict.fromkeys(_RECURRENT, "dropout"),
     "aten.scaled_dot_product_attention.default": "dropout_p",
-    "aten.lstm.input": "dropout",
 }
+# their flags say nothing where there are no running statistics: the input's own are then used in both modes
+_NORMALISATIONS = ("aten.batch_norm.default", "aten.instance_norm.default")
 
 
 def target_name(node: torch.fx.Node) -> str:
@@ -75,8 +80,35 @@ def _counters(graph: torch.fx.Graph) -> set[str]:
     return _COUNTERS[graph]
 
 
+def all_nodes(graph: torch.fx.Graph) -> Iterator[torch.fx.Node]:
+    """The nodes of a graph, and of the graphs inside it (of higher-order operators) where they are named."""
+    for node in graph.nodes:
+        inner = getattr(graph.owning_module, str(node.target), None) if node.op == "get_attr" else None
+        if isinstance(inner, torch.fx.GraphModule):
+            yield from all_nodes(inner.graph)
+        yield node
+
+
 def _steps(graph: torch.fx.Graph) -> list[torch.fx.Node]:
-    return [n for n in graph.nodes if n.op == "call_function" and not counts_batches(n)]
+    return [n for n in all_nodes(graph) if n.op == "call_function" and not counts_batches(n)]
+
+
+# graphs that are executed as if they stood outside
+_INLINED = ("wrap", "invoke_subgraph", "tag_activation_checkpoint", "hints_wrapper")
+
+
+def _in_branches(graph: torch.fx.Graph) -> set[torch.fx.Node]:
+    """The nodes inside control flow, where no layer can follow the mode."""
+    found: set[torch.fx.Node] = set()
+    for node in graph.nodes:
+        for argument in node.args if node.op == "call_function" else ():
+            if not isinstance(argument, torch.fx.Node) or argument.op != "get_attr":
+                continue
+            inner = getattr(graph.owning_module, str(argument.target), None)
+            if isinstance(inner, torch.fx.GraphModule):
+                inlined = target_name(node).startswith(_INLINED)
+                found.update(_in_branches(inner.graph) if inlined else all_nodes(inner.graph))
+    return found
 
 
 def _same(a: torch.fx.Graph, b: torch.fx.Graph) -> bool:
@@ -85,6 +117,7 @@ def _same(a: torch.fx.Graph, b: torch.fx.Graph) -> bool:
     if len(steps_a) != len(steps_b):
         return False
     number = {n: i for graph_steps in (steps_a, steps_b) for i, n in enumerate(graph_steps)}
+    inside = _in_branches(a)
 
     def key(value: Any) -> Any:
         if isinstance(value, torch.fx.Node):
@@ -103,8 +136,13 @@ def _same(a: torch.fx.Graph, b: torch.fx.Graph) -> bool:
         flag = FLAGS.get(target_name(x))
         if flag is not None and not arguments(x)[flag] and arguments(y)[flag]:
             return False  # active in evaluation only: no mode says that
-    outs = [next(n for n in graph.nodes if n.op == "output") for graph in (a, b)]
-    return key(outs[0].args) == key(outs[1].args)
+        if x in inside and any(name and arguments(x)[name] != arguments(y)[name] for name in masked):
+            return False
+        chance = PROBABILITIES.get(target_name(x))
+        if chance is not None and arguments(y)[chance] not in (0, arguments(x)[chance]):
+            return False  # active in evaluation with another probability
+    outs = [[key(n.args) for n in all_nodes(graph) if n.op == "output"] for graph in (a, b)]
+    return outs[0] == outs[1]
 
 
 @dataclass
@@ -156,11 +194,11 @@ def single(graph: torch.fx.Graph) -> SingleMode:
     """The modes of a program that comes alone. If all its layers were exported in one mode they follow `train` again;
     of a mixture nobody can say which were frozen, so that each stays as it was."""
     flags = set()
-    for node in graph.nodes:
+    for node in all_nodes(graph):
         name = target_name(node)
         if node.op != "call_function":
             continue
-        if name in FLAGS and not (name == "aten.batch_norm.default" and arguments(node)["running_mean"] is None):
+        if name in FLAGS and not (name in _NORMALISATIONS and arguments(node)["running_mean"] is None):
             flags.add(bool(arguments(node)[FLAGS[name]]))
         elif name in PROBABILITIES and arguments(node)[PROBABILITIES[name]]:
             flags.add(True)

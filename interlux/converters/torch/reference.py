@@ -14,10 +14,15 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ...ir.errors import InvalidModelError
+from ...ir.graph import graph_of
+from ...ir.layers.control import Control
 from ...ir.model import Model, filled
 from .arrays import to_numpy, to_torch
 
-_FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+_WIDER = {
+    **dict.fromkeys((torch.float32, torch.float16, torch.bfloat16), torch.float64),
+    torch.complex64: torch.complex128,
+}
 
 
 class _InFloat64(TorchDispatchMode):
@@ -26,11 +31,24 @@ class _InFloat64(TorchDispatchMode):
     Without it, a model that casts to float32 inside would have a "float64" reference that is wrong in the 8th digit.
     """
 
+    supports_higher_order_operators = True
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         def widen(value: Any) -> Any:
-            return torch.float64 if isinstance(value, torch.dtype) and value in _FLOATS else value
+            return _WIDER.get(value, value) if isinstance(value, torch.dtype) else value
 
+        if isinstance(func, torch._ops.HigherOrderOperator):
+            return func(*args, **(kwargs or {}))
         args, kwargs = (pytree.tree_map(widen, part) for part in (args, kwargs or {}))
+        if "fake_quantize" in str(func):  # their scales are float32 whatever they are applied to
+            rest = (a.float() if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in args[1:])
+            return func(args[0], *rest, **kwargs)
+        if func.namespace == "quantized_decomposed":  # these take nothing wider than float32
+            narrow = (
+                a.float() if i == 0 and isinstance(a, torch.Tensor) and a.is_floating_point() else a
+                for i, a in enumerate(args)
+            )
+            return pytree.tree_map(_double, func(*narrow, **kwargs))
         return func(*args, **kwargs)
 
 
@@ -45,7 +63,7 @@ def _default_float64() -> Iterator[None]:
 
 
 @contextmanager
-def _without_fast_path() -> Iterator[None]:
+def without_fast_path() -> Iterator[None]:
     """torch.export doesn't take nn.TransformerEncoder's fast path, whose results differ at padded positions."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -56,7 +74,7 @@ def _without_fast_path() -> Iterator[None]:
 
 
 def _double(value: Any) -> Any:
-    return value.double() if isinstance(value, torch.Tensor) and value.dtype in _FLOATS else value
+    return value.to(_WIDER[value.dtype]) if isinstance(value, torch.Tensor) and value.dtype in _WIDER else value
 
 
 class TorchSource:
@@ -84,6 +102,9 @@ class TorchSource:
                     module.eval()
             _widen_module(self._wide)
         self._signature = model.require_signature()
+        graph = graph_of(model.layer)
+        # torch.cond and its like compile themselves, which a mode prevents, and then fail when they are called again
+        self._compiles = graph is not None and any(isinstance(node.layer, Control) for node in graph.nodes)
 
     def run(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
         """The source's outputs in its own dtype, in the order of the signature."""
@@ -92,7 +113,10 @@ class TorchSource:
     def run_float64(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
         """The same computed in float64 throughout; integers stay."""
         tensors = [_double(to_torch(a)) for a in arrays]  # not inside: it reads bits as bfloat16
-        with _default_float64(), _InFloat64():
+        if self._compiles:
+            with _default_float64():
+                return self._call(self._wide, tensors)
+        with _default_float64(), _InFloat64(), torch.compiler.set_stance("force_eager"):
             return self._call(self._wide, tensors)
 
     def _call(self, module: torch.nn.Module, tensors: list[torch.Tensor]) -> list[np.ndarray]:
@@ -102,7 +126,7 @@ class TorchSource:
         if form is not None:
             args = [filled(s, tensors) for s in form["args"].values()]
             kwargs = {name: filled(s, tensors) for name, s in form["kwargs"].items()}
-        with torch.no_grad(), _without_fast_path():
+        with torch.no_grad(), without_fast_path():
             results = [x for x in pytree.tree_leaves(module(*args, **kwargs)) if isinstance(x, torch.Tensor)]
         if len(results) != len(self._signature.outputs):
             raise InvalidModelError(
@@ -112,8 +136,8 @@ class TorchSource:
 
 
 def _widen_module(module: torch.nn.Module) -> None:
-    module.double()
-    for part in module.modules():  # tensors that are plain attributes are not moved by double()
+    module._apply(_double)  # as double() does, complex tensors too
+    for part in module.modules():  # tensors that are plain attributes are not moved
         for name, value in list(vars(part).items()):
             if isinstance(value, torch.Tensor):
                 setattr(part, name, _double(value))

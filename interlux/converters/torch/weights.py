@@ -24,6 +24,8 @@ def torch_state_dict(model: Model) -> OrderedDict[str, torch.Tensor]:
         New tensors in the order of the module's own state_dict, tied weights under each of their names. It loads with
         `module.load_state_dict(…)`, strictly.
     """
+    import torch
+
     names = model.metadata.get("state_dict")
     if model.metadata.get("source") != "torch" or names is None:
         raise UnsupportedError("the model was not imported from PyTorch, so it has no state_dict to go back to")
@@ -32,5 +34,7 @@ def torch_state_dict(model: Model) -> OrderedDict[str, torch.Tensor]:
         array = model.array(path_of(name))
         if array is None:
             raise InvalidModelError(f"the model has lost the array {name!r}")
-        result[name] = to_torch(array)
+        tensor = to_torch(array)
+        pairs = name in model.metadata.get("complex", ())
+        result[name] = torch.view_as_complex(tensor) if pairs else tensor
     return result

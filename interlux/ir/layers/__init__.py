@@ -5,14 +5,16 @@ from .attention import Attention
 from .basic import ArrayData, Assign, Constant, Operator, Stored, gelu, identity, relu, sigmoid, tanh
 from .containers import BranchLayer, Chain, Maxout, PairwiseFusion, Parallel, RepeatedLayer, SkipConnection
 from .control import Gradient, If, Loop, Scan, SequenceMap
-from .conv import Conv, flatten, global_mean_pool, max_pool, mean_pool
+from .conv import Conv, ConvTranspose, flatten, global_mean_pool, max_pool, mean_pool
 from .dense import Dense, Embedding
-from .normalization import BatchNorm, LayerNorm
+from .normalization import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RMSNorm
 from .random import Bernoulli, Dropout, Multinomial, RandomTensor, Uniform
-from .recurrent import LSTM, Recurrent
+from .recurrent import GRU, LSTM, RNN, Recurrent
 
 __all__ = [
+    "GRU",
     "LSTM",
+    "RNN",
     "ArrayData",
     "Assign",
     "Attention",
@@ -22,12 +24,15 @@ __all__ = [
     "Chain",
     "Constant",
     "Conv",
+    "ConvTranspose",
     "Dense",
     "Dropout",
     "Embedding",
     "Gradient",
+    "GroupNorm",
     "HardTanh",
     "If",
+    "InstanceNorm",
     "LayerNorm",
     "Loop",
     "Maxout",
@@ -35,6 +40,7 @@ __all__ = [
     "Operator",
     "PairwiseFusion",
     "Parallel",
+    "RMSNorm",
     "RandomTensor",
     "Recurrent",
     "RepeatedLayer",

@@ -18,6 +18,27 @@ from .basic import Operator
 Ints = tuple[int, ...]
 
 
+def _settle(layer: Any) -> None:
+    """Fills the defaults of a convolution's kernel geometry in. Raises InvalidModelError for what doesn't fit."""
+    name = type(layer).__name__
+    positive(name, in_channels=layer.in_channels, out_channels=layer.out_channels, groups=layer.groups)
+    if not isinstance(layer.kernel, tuple | list) or not layer.kernel:
+        raise InvalidModelError(f"{name}: kernel must be a tuple such as (3, 3), not {layer.kernel!r}")
+    n = len(layer.kernel)
+    object.__setattr__(layer, "kernel", tuple(layer.kernel))
+    for field, length, default in (("strides", n, 1), ("dilations", n, 1), ("pads", 2 * n, 0), ("output_pads", n, 0)):
+        if not hasattr(layer, field):
+            continue
+        value = getattr(layer, field) or (default,) * length
+        object.__setattr__(layer, field, tuple(value))
+        if len(value) != length:
+            raise InvalidModelError(f"{name}: {field} {value} needs {length} entries for a kernel of {n} axes")
+    if layer.in_channels % layer.groups or layer.out_channels % layer.groups:
+        raise InvalidModelError(
+            f"{name}: {layer.in_channels} and {layer.out_channels} channels don't divide into {layer.groups} groups"
+        )
+
+
 @dataclass(frozen=True)
 class Conv(Layer):
     """A convolution (cross-correlation), channels first.
@@ -47,20 +68,7 @@ class Conv(Layer):
     use_bias: bool = True
 
     def __post_init__(self) -> None:
-        positive("Conv", in_channels=self.in_channels, out_channels=self.out_channels, groups=self.groups)
-        if not isinstance(self.kernel, tuple | list) or not self.kernel:
-            raise InvalidModelError(f"Conv: kernel must be a tuple such as (3, 3), not {self.kernel!r}")
-        n = len(self.kernel)
-        object.__setattr__(self, "kernel", tuple(self.kernel))
-        for name, length in (("strides", n), ("dilations", n), ("pads", 2 * n)):
-            value = getattr(self, name) or ((0,) if name == "pads" else (1,)) * length
-            object.__setattr__(self, name, tuple(value))
-            if len(value) != length:
-                raise InvalidModelError(f"Conv: {name} {value} needs {length} entries for a kernel of {n} axes")
-        if self.in_channels % self.groups or self.out_channels % self.groups:
-            raise InvalidModelError(
-                f"Conv: {self.in_channels} and {self.out_channels} channels don't divide into {self.groups} groups"
-            )
+        _settle(self)
 
     def param_shapes(self) -> dict[str, tuple[int, ...]]:
         shapes = {"weight": (self.out_channels, self.in_channels // self.groups, *self.kernel)}
@@ -82,6 +90,64 @@ class Conv(Layer):
             strides=self.strides,
             pads=self.pads,
             dilations=self.dilations,
+            group=self.groups,
+        )
+        return y, states
+
+
+@dataclass(frozen=True)
+class ConvTranspose(Layer):
+    """A transposed convolution (the gradient of a convolution by its input), channels first.
+
+    Arguments:
+        in_channels, out_channels: both multiples of `groups`.
+        kernel: size along each spatial axis.
+        strides, dilations: along each spatial axis; () means 1.
+        pads: what is cut off at the begin of every spatial axis, then at the end of every one; () means 0.
+        output_pads: what is added at the end of each spatial axis; () means 0.
+        groups: independent groups of channels.
+        use_bias: whether there is a bias.
+
+    Inputs: x [batch, in_channels, *spatial]
+    Returns: [batch, out_channels, *spatial']
+    Parameters: weight [in_channels, out_channels / groups, *kernel], bias [out_channels]
+
+    Source: ONNX ConvTranspose, aten.conv_transpose1d, conv_transpose2d, conv_transpose3d.
+    """
+
+    in_channels: int
+    out_channels: int
+    kernel: Ints
+    strides: Ints = ()
+    pads: Ints = ()
+    dilations: Ints = ()
+    output_pads: Ints = ()
+    groups: int = 1
+    use_bias: bool = True
+
+    def __post_init__(self) -> None:
+        _settle(self)
+
+    def param_shapes(self) -> dict[str, tuple[int, ...]]:
+        shapes = {"weight": (self.in_channels, self.out_channels // self.groups, *self.kernel)}
+        return shapes | ({"bias": (self.out_channels,)} if self.use_bias else {})
+
+    def init_params(self, rng: np.random.Generator) -> Tree:
+        fan_in = self.out_channels // self.groups * prod(self.kernel)  # as PyTorch counts it
+        return {name: uniform(rng, shape, fan_in) for name, shape in self.param_shapes().items()}
+
+    def forward(
+        self, op: Interpreter, params: Mapping[str, Any], states: Mapping[str, Any], *inputs: Value, train: bool
+    ) -> tuple[Any, Mapping[str, Any]]:
+        y = op.ConvTranspose(
+            inputs[0],
+            params["weight"],
+            params["bias"] if self.use_bias else None,
+            kernel_shape=self.kernel,
+            strides=self.strides,
+            pads=self.pads,
+            dilations=self.dilations,
+            output_padding=self.output_pads,
             group=self.groups,
         )
         return y, states

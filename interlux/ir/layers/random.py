@@ -6,6 +6,7 @@ written once against array operators, so that numpy and JAX run the same code.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
@@ -62,12 +63,35 @@ def fresh_seed(rng: np.random.Generator) -> np.ndarray:
     return rng.integers(0, 2**32, 2, np.uint32)
 
 
-def dropout(op: Interpreter, x: Value, probability: float, seed: Value) -> tuple[Value, Value]:
-    """x with elements zeroed at random and the others scaled by 1 / (1 - probability), and the next seed."""
-    numbers, following = op.SeededUniform(seed, op.Shape(x), outputs=2)
-    keep = op.GreaterOrEqual(numbers, op.const(np.float32(probability)))
+def dropout(
+    op: Interpreter, x: Value, probability: float, seed: Value, shape: Value | None = None
+) -> tuple[Value, Value]:
+    """x with elements zeroed at random and the others scaled by 1 / (1 - probability), and the next seed.
+
+    Arguments:
+        shape: of the draws, broadcastable to x; None for one draw for each element.
+    """
+    keep, following = _kept(op, op.Shape(x) if shape is None else shape, probability, seed)
     scale = 1 / (1 - probability) if probability < 1 else 0.0
     return op.Where(keep, op.Mul(x, op.const(scale, like=x)), op.const(0, like=x)), following
+
+
+def _kept(op: Interpreter, shape: Value, probability: float, seed: Value) -> tuple[Value, Value]:
+    """Which draws are kept, booleans of a shape, and the next seed."""
+    numbers, following = op.SeededUniform(seed, shape, outputs=2)
+    return op.GreaterOrEqual(numbers, op.const(np.float32(probability))), following
+
+
+_SELU_FLOOR = -1.7580993408473766  # SELU of minus infinity: what alpha dropout puts in place of an element
+
+
+def _alpha_dropout(op: Interpreter, x: Value, probability: float, seed: Value, shape: Value) -> tuple[Value, Value]:
+    """Alpha dropout of x, and the next seed: mean 0 and variance 1 stay what they are."""
+    keep, following = _kept(op, shape, probability, seed)
+    scale = 1 / math.sqrt((1 - probability) * (1 + probability * _SELU_FLOOR**2))
+    shift = -scale * probability * _SELU_FLOOR
+    kept = op.Add(op.Mul(x, op.const(scale, like=x)), op.const(shift, like=x))
+    return op.Where(keep, kept, op.const(scale * _SELU_FLOOR + shift, like=x)), following
 
 
 @dataclass(frozen=True)
@@ -98,16 +122,22 @@ class Dropout(Layer):
     Arguments:
         probability: of an element to be zeroed.
         mode: follow | always | never (see `interlux.ir.layer`).
+        channels: whether whole channels are zeroed: one draw for each of [batch, channels].
+        alpha: whether elements become the lower end of SELU instead of zero, all shifted and scaled so that mean 0 and
+            variance 1 stay.
 
-    Inputs: x, any shape
+    Inputs: x, any shape; [batch, channels, ...] for channels
     Returns: the same shape
     States: seed, uint32 [2]
 
-    Source: ONNX Dropout, aten.dropout; Srivastava et al. 2014.
+    Source: ONNX Dropout, aten.dropout, feature_dropout, alpha_dropout, feature_alpha_dropout; Srivastava et al. 2014,
+        Tompson et al. 2015 (channels), Klambauer et al. 2017 (alpha).
     """
 
     probability: float
     mode: str = FOLLOW
+    channels: bool = False
+    alpha: bool = False
 
     def __post_init__(self) -> None:
         check_mode(self.mode, "Dropout")
@@ -122,7 +152,12 @@ class Dropout(Layer):
     ) -> tuple[Any, Mapping[str, Any]]:
         if not self.probability or not active(self.mode, train):
             return inputs[0], states
-        y, seed = dropout(op, inputs[0], self.probability, states["seed"])
+        (x,) = inputs
+        shape = op.Shape(x)
+        if self.channels:
+            shape = op.Concat(op.Shape(x, start=0, end=2), op.ints(*(1,) * (op.rank_of(x) - 2)), axis=0)
+        draw = _alpha_dropout if self.alpha and self.probability < 1 else dropout
+        y, seed = draw(op, x, self.probability, states["seed"], shape)
         return y, {"seed": seed}
 
 

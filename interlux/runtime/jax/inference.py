@@ -66,12 +66,14 @@ class InferenceInterpreter(JaxInterpreter):
 
     Attributes:
         convolves: whether a convolution has been computed. Then the items of a batch may be computed one by one.
+        wide_vectors: whether XLA may compute in vectors of 512 bits; its atan is wrong there.
     """
 
     def __init__(self, known: Mapping[str, ValueInfo] | None = None, packs: Packs | None = None):
         super().__init__(known)
         self.packs = packs or Packs()
         self.convolves = False
+        self.wide_vectors = True
 
     def plain(self, value: Value) -> Value:
         return [plain(item) for item in value] if isinstance(value, list) else plain(value)
@@ -81,6 +83,7 @@ class InferenceInterpreter(JaxInterpreter):
 
     def call(self, op_type: str, inputs: Sequence[Value | None], attributes: dict[str, Any], outputs: int) -> Any:
         self.convolves = self.convolves or op_type in _CONVOLUTIONS
+        self.wide_vectors = self.wide_vectors and op_type != "Atan"
         form = INFERENCE.get(op_type) if outputs == 1 or op_type == "Split" else None
         if form is not None:
             result = form(self.packs, *inputs, **attributes)
@@ -384,7 +387,5 @@ def _product(x: Value, matrix: np.ndarray) -> Value:
 
 # For programs on a CPU. XLA's fusion by YNN makes convolutional networks up to three times slower, and transformers on
 # one thread by a tenth; wide vectors make exp, tanh and erf up to twice as fast, where the processor has them.
-COMPILER_OPTIONS: dict[str, Any] = {
-    "xla_cpu_experimental_ynn_fusion_type": "",
-    "xla_cpu_prefer_vector_width": 512,
-}
+COMPILER_OPTIONS: dict[str, Any] = {"xla_cpu_experimental_ynn_fusion_type": ""}
+WIDE_VECTORS: dict[str, Any] = {"xla_cpu_prefer_vector_width": 512}

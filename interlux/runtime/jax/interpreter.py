@@ -9,10 +9,12 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ...ir.errors import InvalidModelError, UnsupportedError
+from ...ir.foreign import Foreign
 from ...ir.graph import Node, ValueInfo
 from ...ir.interpreter import Interpreter
 from ...ir.layers.control import Control
 from .control import control
+from .foreign import foreign
 from .primitives import PRIMITIVES
 
 Value = Any
@@ -68,6 +70,17 @@ class JaxInterpreter(Interpreter):
 
     def control(self, layer: Control, inputs: Sequence[Value | None], *, train: bool) -> tuple[Value, ...]:
         return control(self, layer, inputs, train=train)
+
+    def foreign(
+        self,
+        layer: Foreign,
+        params: Mapping[str, Any],
+        states: Mapping[str, Any],
+        inputs: Sequence[Value],
+        *,
+        train: bool,
+    ) -> tuple[Any, Mapping[str, Any]]:
+        return foreign(layer, params, states, [self.plain(x) for x in inputs], train=train)
 
     def shape_of(self, value: Value) -> tuple[int | str | None, ...] | None:
         return tuple(value.shape)

@@ -25,7 +25,7 @@ from ...ir.layers.control import Control
 from ...ir.model import Model
 from ...ir.trees import Tree
 from ..runner import Runner, refuse_written_states, run_in
-from .inference import COMPILER_OPTIONS, InferenceInterpreter, Packs, memory
+from .inference import COMPILER_OPTIONS, WIDE_VECTORS, InferenceInterpreter, Packs, memory
 from .interpreter import JaxInterpreter
 from .item_by_item import item_by_item
 from .primitives import PRIMITIVES
@@ -175,7 +175,10 @@ class JaxRunner(Runner):
         program.arguments = [self._on_device(closed.consts[i]) for i in large]
         place = SingleDeviceSharding(self._device)
         jitted = jax.jit(compute, in_shardings=place, out_shardings=place)
-        program.executable = jitted.lower(program.arguments, shapes).compile(COMPILER_OPTIONS if on_cpu else None)
+        options = None
+        if isinstance(op, InferenceInterpreter):
+            options = COMPILER_OPTIONS | (WIDE_VECTORS if op.wide_vectors else {})
+        program.executable = jitted.lower(program.arguments, shapes).compile(options)
         return program
 
     def _on_device(self, constant: Any) -> jax.Array:

@@ -61,7 +61,7 @@ _EXPLICIT: dict[str, dict[str, Any]] = {"MeanVarianceNormalization": {"axes": (0
 
 
 # values of attributes that are younger than the attribute
-_VALUES_SINCE: dict[tuple[str, str, Any], int] = {
+_VALUES_SINCE: dict[tuple[str, str, str], int] = {
     ("Pad", "mode", "wrap"): 19,
     ("Resize", "coordinate_transformation_mode", "half_pixel_symmetric"): 19,
     **{(op, "reduction", how): 18 for op in ("ScatterElements", "ScatterND") for how in ("max", "min")},

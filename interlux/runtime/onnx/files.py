@@ -58,9 +58,9 @@ def save(made: Emission, path: Path) -> None:
     outside.CopyFrom(made.proto)
     with open(path.with_name(location), "wb") as file:
         for tensor in outside.graph.initializer:
-            array = made.arrays.get(tensor.name)
-            if array is None:
+            if tensor.name not in made.arrays:
                 continue
+            array = made.arrays[tensor.name]
             file.write(b"\0" * (-file.tell() % ALIGNMENT))
             offset = file.tell()
             _write(array, file)
@@ -86,9 +86,9 @@ def stream(made: Emission, file: IO[bytes]) -> None:
     graph.initializer.extend(inside)
     parts: list[tuple[bytes, np.ndarray | None]] = [(graph.SerializeToString(), None)]
     for tensor in outlines:
-        array = made.arrays[tensor.name]
-        head = tensor.SerializeToString() + _field(onnx.TensorProto.RAW_DATA_FIELD_NUMBER, array.nbytes)
-        parts.append((_field(onnx.GraphProto.INITIALIZER_FIELD_NUMBER, len(head) + array.nbytes) + head, array))
+        data = made.arrays[tensor.name]
+        head = tensor.SerializeToString() + _field(onnx.TensorProto.RAW_DATA_FIELD_NUMBER, data.nbytes)
+        parts.append((_field(onnx.GraphProto.INITIALIZER_FIELD_NUMBER, len(head) + data.nbytes) + head, data))
     length = sum(len(head) + (0 if array is None else array.nbytes) for head, array in parts)
     file.write(whole.SerializeToString() + _field(onnx.ModelProto.GRAPH_FIELD_NUMBER, length))
     for head, array in parts:

@@ -1,88 +1,39 @@
-"""The operators that are layers: they stay whole."""
+"""Layers without spatial axes: linear ones, lookup tables, dropout, attention."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from ....ir import layers as ir
 from ....ir.errors import UnsupportedError
-from ....ir.layers.random import Dropout
+from ....ir.layer import ALWAYS
 from ...builder import Value
 from ..builder import TorchBuilder
 from .registry import aten
-
-Ints = Sequence[int]
-
-
-def _sizes(op: TorchBuilder, value: Value, what: str) -> tuple[int, ...]:
-    """The static shape of a weight."""
-    if value.shape is None or not all(isinstance(s, int) for s in value.shape):
-        raise UnsupportedError(f"{what} of unknown shape{op.where()}")
-    return tuple(int(s) for s in value.shape if isinstance(s, int))
+from .spatial import static_shape
 
 
 @aten("linear")
 def linear(op: TorchBuilder, x: Value, weight: Value, bias: Value | None = None) -> Value:
-    outs, ins = _sizes(op, weight, "a linear layer's weight")
+    if op.rank_of(weight) == 1:
+        y = op.MatMul(x, weight)
+        return y if bias is None else op.Add(y, bias)
+    outs, ins = static_shape(op, weight, "a linear layer's weight")
     return op.add(ir.Dense(ins, outs, bias is not None), x, params={"weight": weight, "bias": bias})
 
 
-def _all_axes(value: int | Ints, n: int) -> tuple[int, ...]:
-    values = (value,) if isinstance(value, int) else tuple(value)
-    return values * n if len(values) == 1 else values
+@aten("bilinear")
+def bilinear(op: TorchBuilder, x: Value, y: Value, weight: Value, bias: Value | None = None) -> Value:
+    """x [..., a], y [..., b], weight [outputs, a, b]: Σ x weight y for each output."""
+    lead = "lmnpqrstuvwz"[: op.rank_of(x) - 1]
+    z = op.Einsum(x, weight, y, equation=f"{lead}a,oab,{lead}b->{lead}o")
+    return z if bias is None else op.Add(z, bias)
 
 
-@aten("conv1d", "conv2d", "conv3d")
-def conv(
-    op: TorchBuilder,
-    x: Value,
-    weight: Value,
-    bias: Value | None = None,
-    stride: Ints = (1,),
-    padding: Ints = (0,),
-    dilation: Ints = (1,),
-    groups: int = 1,
-) -> Value:
-    return _conv(op, x, weight, bias, stride, lambda _, n: _all_axes(padding, n) * 2, dilation, groups)
-
-
-@aten("conv1d.padding", "conv2d.padding", "conv3d.padding")
-def conv_named_padding(
-    op: TorchBuilder,
-    x: Value,
-    weight: Value,
-    bias: Value | None = None,
-    stride: Ints = (1,),
-    padding: str = "valid",
-    dilation: Ints = (1,),
-    groups: int = 1,
-) -> Value:
-    def pads(kernel: Ints, n: int) -> tuple[int, ...]:
-        reach = [d * (k - 1) if padding == "same" else 0 for d, k in zip(_all_axes(dilation, n), kernel, strict=True)]
-        begin = [r // 2 for r in reach]  # of an odd number, torch pads the end more
-        return (*begin, *(r - b for r, b in zip(reach, begin, strict=True)))
-
-    return _conv(op, x, weight, bias, stride, pads, dilation, groups)
-
-
-def _conv(
-    op: TorchBuilder,
-    x: Value,
-    weight: Value,
-    bias: Value | None,
-    stride: Ints,
-    pads: Callable[[Ints, int], tuple[int, ...]],
-    dilation: Ints,
-    groups: int,
-) -> Value:
-    outs, ins, *kernel = _sizes(op, weight, "a convolution's weight")
-    n = len(kernel)
-    strides, dilations = _all_axes(stride, n), _all_axes(dilation, n)
-    layer = ir.Conv(ins * groups, outs, tuple(kernel), strides, pads(kernel, n), dilations, groups, bias is not None)
-    return _with_batch(op, x, n, lambda x: op.add(layer, x, params={"weight": weight, "bias": bias}))
+# --- lookup tables
 
 
 @aten("embedding")
@@ -90,89 +41,160 @@ def embedding(
     op: TorchBuilder, weight: Value, indices: Value, padding: int = -1, scale: bool = False, sparse: bool = False
 ) -> Value:
     if scale:
-        raise UnsupportedError(f"embedding with gradients scaled by frequency{op.where()}")
-    rows, features = _sizes(op, weight, "an embedding's weight")
+        raise UnsupportedError(
+            f"embedding with gradients scaled by frequency{op.where()}; set scale_grad_by_freq=False"
+        )
+    rows, features = static_shape(op, weight, "an embedding's weight")
     layer = ir.Embedding(rows, features, padding if padding >= 0 else None)
     return op.add(layer, indices, params={"weight": weight}, dtype=weight.dtype)
 
 
-@aten("batch_norm")
-def batch_norm(
-    op: TorchBuilder,
-    x: Value,
-    weight: Value | None,
-    bias: Value | None,
-    mean: Value | None,
-    var: Value | None,
-    training: bool,
-    momentum: float,
-    epsilon: float,
-    cudnn: bool,
-) -> Value:
-    features = (x.shape or (None, None))[1]
-    if not isinstance(features, int):
-        raise UnsupportedError(f"batch_norm over an unknown number of channels{op.where()}")
-    if (weight is None) != (bias is None):
-        raise UnsupportedError(f"batch_norm with only one of weight and bias{op.where()}")
-    track = mean is not None
-    counter = op.batch_counter(mean)
-    layer = ir.BatchNorm(features, epsilon, momentum, weight is not None, track, counter is not None, op.mode(training))
-    states = {"running_mean": mean, "running_var": var, "num_batches_tracked": counter}
-    return op.add(layer, x, params={"weight": weight, "bias": bias}, states=states)
-
-
-@aten("layer_norm")
-def layer_norm(
-    op: TorchBuilder,
-    x: Value,
-    shape: Ints,
-    weight: Value | None = None,
-    bias: Value | None = None,
-    epsilon: float = 1e-5,
-    cudnn: bool = True,
-) -> Value:
-    if weight is None and bias is not None:
-        raise UnsupportedError(f"layer_norm with a bias but no weight{op.where()}")
-    if weight is not None and weight.dtype != x.dtype:
-        raise UnsupportedError(f"layer_norm of {x.dtype} with a weight of {weight.dtype}; cast one of them{op.where()}")
-    layer = ir.LayerNorm(tuple(shape), epsilon, weight is not None, bias is not None)
-    return op.add(layer, x, params={"weight": weight, "bias": bias})
-
-
-@aten("group_norm")
-def group_norm(
-    op: TorchBuilder,
-    x: Value,
-    groups: int,
-    weight: Value | None = None,
-    bias: Value | None = None,
-    epsilon: float = 1e-5,
-    cudnn: bool = True,
-) -> Value:
-    features = (x.shape or (None, None))[1]
-    if not isinstance(features, int):
-        raise UnsupportedError(f"group_norm over an unknown number of channels{op.where()}")
-    one = op.ConstantOfShape(op.ints(features), value=np.ones(1, x.dtype)) if weight is None else weight
-    zero = op.ConstantOfShape(op.ints(features), value=np.zeros(1, x.dtype)) if bias is None else bias
-    return op.GroupNormalization(x, one, zero, num_groups=groups, epsilon=epsilon)
-
-
-@aten("rms_norm")
-def rms_norm(
-    op: TorchBuilder, x: Value, shape: Ints, weight: Value | None = None, epsilon: float | None = None
-) -> Value:
-    if weight is None:
-        weight = op.ConstantOfShape(op.ints(*shape), value=np.ones(1, x.dtype))
-    return op.RMSNormalization(
-        x, weight, axis=-len(shape), epsilon=float(np.finfo(x.dtype).eps) if epsilon is None else epsilon
+@aten("embedding_renorm")
+def embedding_renorm(op: TorchBuilder, *arguments: Any) -> Value:
+    raise UnsupportedError(
+        f"an embedding with max_norm, which rewrites its weight in every call{op.where()}; normalise the rows once and "
+        "set max_norm=None"
     )
 
 
-@aten("dropout", "feature_dropout")
+_SUM, _MEAN, _MAX = range(3)
+
+
+@aten("embedding_bag.padding_idx", "embedding_bag")
+def embedding_bag(
+    op: TorchBuilder,
+    weight: Value,
+    indices: Value,
+    offsets: Value,
+    scale: bool = False,
+    mode: int = _SUM,
+    sparse: bool = False,
+    factors: Value | None = None,
+    include_last: bool = False,
+    padding: int | None = None,
+) -> tuple[Value, ...]:
+    """Rows of a table, summed up bag by bag. Of its four results only the first has a use outside torch."""
+    if scale:
+        raise UnsupportedError(
+            f"embedding_bag with gradients scaled by frequency{op.where()}; set scale_grad_by_freq=False"
+        )
+    for user in op.fx_node.users:
+        if user.args[1:] != (0,) and user.users:
+            raise UnsupportedError(f"the bags' sizes and positions as results of embedding_bag{op.where()}")
+    rows, features = static_shape(op, weight, "an embedding's weight")
+    if padding is not None and padding < 0:
+        padding = padding + rows if padding != -1 or "padding_idx" in str(op.fx_node.target) else None
+    table = ir.Embedding(rows, features)
+    length = _bag_length(op)
+    if length is not None:
+        indices = op.named(op.Reshape(indices, op.ints(-1, length)), "", (None, length))
+    found = op.add(table, indices, params={"weight": weight}, dtype=weight.dtype)  # [bags, length, features] or flat
+    if factors is not None:
+        column = op.Reshape(factors, op.ints(-1, length)) if length is not None else factors
+        found = op.Mul(found, op.Unsqueeze(column, op.ints(2 if length is not None else 1)))
+    counted = None if padding is None else op.Not(op.Equal(indices, op.const(padding, like=indices)))
+    if length is not None:
+        result = _fixed_bags(op, found, counted, mode)
+    else:
+        result = _ragged_bags(op, found, counted, mode, indices, offsets, include_last)
+    others = [Value(np.dtype(np.int64), op.shape(t.shape)) for t in op.result[1:]]
+    return (result, *others)
+
+
+def _bag_length(op: TorchBuilder) -> int | None:
+    """How many indices every bag has, if the module was given a matrix of them: its offsets are then a range."""
+    offsets = op.fx_node.args[2]
+    if not isinstance(offsets, torch.fx.Node) or str(offsets.target) != "aten.arange.start_step":
+        return None
+    start, _, step = offsets.args
+    include_last = len(op.fx_node.args) > 7 and op.fx_node.args[7]
+    return step if isinstance(step, int) and start == 0 and not include_last else None
+
+
+def _marked(op: TorchBuilder, found: Value, counted: Value | None, else_: float) -> Value:
+    """Rows of padding replaced."""
+    if counted is None:
+        return found
+    return op.Where(op.Unsqueeze(counted, op.ints(-1)), found, op.const(else_, like=found))
+
+
+def _fixed_bags(op: TorchBuilder, found: Value, counted: Value | None, mode: int) -> Value:
+    axis = op.ints(1)
+    if mode == _MAX:
+        rows = _marked(op, found, counted, -np.inf)
+        place = op.ArgMax(rows, axis=1, keepdims=1)
+        largest = op.Squeeze(op.GatherElements(rows, place, axis=1), axis)  # one of equal values takes the gradient
+        if counted is None:
+            return largest
+        some = op.ReduceMax(op.cast(counted, np.int64), axis, keepdims=1)
+        return op.Where(op.cast(some, bool), largest, op.const(0, like=found))
+    if mode == _MEAN and counted is None:
+        return op.ReduceMean(found, axis, keepdims=0)
+    total = op.ReduceSum(_marked(op, found, counted, 0), axis, keepdims=0)
+    if mode == _SUM or counted is None:
+        return total
+    return _mean(op, total, op.ReduceSum(op.cast(counted, np.int64), axis, keepdims=1))
+
+
+def _mean(op: TorchBuilder, total: Value, count: Value) -> Value:
+    """Sums [bags, features] divided by counts [bags, 1]; an empty bag gives zeros."""
+    return op.Div(total, op.cast(op.Max(count, op.const(np.array(1))), total.dtype))
+
+
+def _ragged_bags(
+    op: TorchBuilder,
+    found: Value,
+    counted: Value | None,
+    mode: int,
+    indices: Value,
+    offsets: Value,
+    include_last: bool,
+) -> Value:
+    """Bags that begin at offsets: each row is added to the bag of the last offset before it."""
+    if mode == _MAX:
+        raise UnsupportedError(
+            f"embedding_bag with mode='max' and offsets{op.where()}; give a matrix of indices, one row for each bag"
+        )
+    if include_last:
+        offsets = op.Slice(offsets, op.ints(0), op.ints(-1), op.ints(0))
+    offsets = op.cast(offsets, np.int64)
+    count = op.Squeeze(op.Shape(indices), op.ints(0))
+    place = op.Range(op.const(np.array(0)), count, op.const(np.array(1)))
+    begun = op.LessOrEqual(op.Unsqueeze(offsets, op.ints(0)), op.Unsqueeze(place, op.ints(1)))
+    bag = op.Sub(op.ReduceSum(op.cast(begun, np.int64), op.ints(1), keepdims=1), op.ints(1))  # [indices, 1]
+
+    def added(rows: Value) -> Value:
+        features = op.Shape(rows, start=1, end=2)
+        shape = op.Concat(op.Shape(offsets), features, axis=0)
+        zeros = op.ConstantOfShape(shape, value=np.zeros(1, rows.dtype))
+        return op.ScatterND(zeros, bag, rows, reduction="add")
+
+    total = added(_marked(op, found, counted, 0))
+    if mode == _SUM:
+        return total
+    ones = op.ConstantOfShape(op.Shape(bag), value=np.ones(1, np.int64))
+    if counted is not None:
+        ones = op.cast(op.Unsqueeze(counted, op.ints(1)), np.int64)
+    return _mean(op, total, added(ones))
+
+
+# --- dropout
+
+
+def dropout_of(op: TorchBuilder, probability: float, training: bool) -> tuple[float, str]:
+    """The probability and mode of dropout that has both a flag and a probability: either may turn it off."""
+    mode = op.mode(training)
+    return op.dropout_rate(probability) if mode == ALWAYS else (probability, mode)
+
+
+@aten("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
 def dropout(op: TorchBuilder, x: Value, probability: float, training: bool) -> Value:
-    if "feature" in op.operator:
-        raise UnsupportedError(f"dropout of whole channels{op.where()}")
-    return op.add(Dropout(probability, op.mode(training)), x, states={"seed": op.seed})
+    rate, mode = dropout_of(op, probability, training)
+    layer = ir.Dropout(rate, mode, channels="feature" in op.operator, alpha="alpha" in op.operator)
+    return op.add(layer, x, states={"seed": op.seed})
+
+
+# --- attention
 
 
 @aten("scaled_dot_product_attention")
@@ -190,114 +212,17 @@ def attention(
 ) -> Value:
     groups = 1
     if enable_gqa:
-        heads, shared = (query.shape or ())[-3], (key.shape or ())[-3]
-        if not isinstance(heads, int) or not isinstance(shared, int):
+        heads, shared, valued = ((x.shape or ())[-3] for x in (query, key, value))
+        if not isinstance(heads, int) or not isinstance(shared, int) or not isinstance(valued, int):
             raise UnsupportedError(f"grouped attention over an unknown number of heads{op.where()}")
+        if shared != valued:
+            raise UnsupportedError(f"grouped attention with {shared} key but {valued} value heads{op.where()}")
         groups = heads // shared
     masked = "none" if mask is None else "bool" if mask.dtype == bool else "float"
+    if mask is not None and masked == "float":
+        mask = op.cast(mask, query.dtype)
     # the probability as in training, even if evaluation passes 0
     rate, mode = op.dropout_rate(probability)
     layer = ir.Attention(scale, causal, masked, groups, rate, mode)
     arguments = [query, key, value] + ([mask] if mask is not None else [])
     return op.add(layer, *arguments, states={"seed": op.seed} if rate else None)
-
-
-@aten("lstm.input")
-def lstm(
-    op: TorchBuilder,
-    x: Value,
-    initial: Sequence[Value],
-    weights: Sequence[Value],
-    has_biases: bool,
-    num_layers: int,
-    probability: float,
-    training: bool,
-    bidirectional: bool,
-    batch_first: bool,
-) -> tuple[Value, ...]:
-    directions = 2 if bidirectional else 1
-    if len(weights) != num_layers * directions * (4 if has_biases else 2):
-        raise UnsupportedError(f"LSTM with projections{op.where()}")
-    features, hidden = (x.shape or (None,))[-1], (initial[0].shape or (None,))[-1]
-    if not isinstance(features, int) or not isinstance(hidden, int) or op.rank_of(x) != 3:
-        raise UnsupportedError(f"LSTM needs a batch of sequences with a known number of features{op.where()}")
-    layer = ir.LSTM(
-        features, hidden, num_layers, bidirectional, batch_first, has_biases, probability, op.mode(training)
-    )
-    params = dict(zip(layer.param_shapes(), weights, strict=True))
-    states = {"seed": op.seed} if layer.drops else None
-    return op.add(layer, x, *initial, params=params, states=states, outputs=3)
-
-
-def _with_batch(op: TorchBuilder, x: Value, spatial: int, layer: Callable[[Value], Value]) -> Value:
-    """A layer over [batch, channels, *spatial] applied to x, which may lack the batch."""
-    if op.rank_of(x) == spatial + 2:
-        return layer(x)
-    lifted = op.named(op.Unsqueeze(x, op.ints(0)), "", (1, *(x.shape or ())))
-    return op.Squeeze(layer(lifted), op.ints(0))
-
-
-def _window(
-    op: TorchBuilder, x: Value, kernel: Ints, stride: Ints, padding: Ints, dilation: Ints, ceil: bool
-) -> dict[str, Any]:
-    """The attributes of a pooling; those at their defaults are left out, because older opsets lack some."""
-    n = op.spatial_rank
-    kernels, dilations = _all_axes(kernel, n), _all_axes(dilation, n)
-    strides, pads = _all_axes(stride or kernel, n), _all_axes(padding, n)
-    window: dict[str, Any] = {"kernel_shape": kernels, "strides": strides, "pads": pads * 2}
-    if any(d != 1 for d in dilations):
-        window["dilations"] = dilations
-    made, sizes = op.result.shape[-n:], (x.shape or ())[-n:]
-    floor = [
-        (size + 2 * p - d * (k - 1) - 1) // s + 1 if isinstance(size, int) else None
-        for size, k, s, p, d in zip(sizes, kernels, strides, pads, dilations, strict=True)
-    ]
-    if ceil and floor != list(made):  # where rounding up adds no window, it need not be said
-        window["ceil_mode"] = 1
-    return window
-
-
-@aten("max_pool1d", "max_pool2d", "max_pool3d")
-def max_pool(
-    op: TorchBuilder,
-    x: Value,
-    kernel: Ints,
-    stride: Ints = (),
-    padding: Ints = (0,),
-    dilation: Ints = (1,),
-    ceil: bool = False,
-) -> Value:
-    window = _window(op, x, kernel, stride, padding, dilation, ceil)
-    return _with_batch(op, x, op.spatial_rank, lambda x: op.MaxPool(x, **window))
-
-
-@aten("avg_pool1d", "avg_pool2d", "avg_pool3d")
-def avg_pool(
-    op: TorchBuilder,
-    x: Value,
-    kernel: Ints,
-    stride: Ints = (),
-    padding: Ints = (0,),
-    ceil: bool = False,
-    count_pads: bool = True,
-    divisor: int | None = None,
-) -> Value:
-    if divisor is not None:
-        raise UnsupportedError(f"average pooling with a divisor of its own{op.where()}")
-    window = _window(op, x, kernel, stride, padding, (1,), ceil)
-    return _with_batch(op, x, op.spatial_rank, lambda x: op.AveragePool(x, **window, count_include_pad=int(count_pads)))
-
-
-@aten("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d")
-def adaptive_avg_pool(op: TorchBuilder, x: Value, size: Ints) -> Value:
-    n = op.spatial_rank
-    wanted, have = tuple(op.result.shape[-n:]), (x.shape or ())[-n:]
-    if all(isinstance(w, int) and w == 1 for w in wanted):
-        return _with_batch(op, x, n, op.GlobalAveragePool)
-    ratios = tuple(
-        h // w if isinstance(h, int) and isinstance(w, int) and h % w == 0 else 0
-        for h, w in zip(have, wanted, strict=True)
-    )
-    if not all(ratios):
-        raise UnsupportedError(f"adaptive pooling of {have} to {tuple(size)}: windows of unequal size{op.where()}")
-    return _with_batch(op, x, op.spatial_rank, lambda x: op.AveragePool(x, kernel_shape=ratios, strides=ratios))
