@@ -26,8 +26,8 @@ _ABI_VERSIONS = (0x1000009, 0x2000000)  # NumPy 1.x and 2.x
 _GET_VERSION, _ARRAY_TYPE, _NEW_FROM_DESCR = 0, 2, 94  # slots of the table that C extensions use
 _ARRAY_BYTES = 56  # from the end of the object header to the end of `flags`
 _PYTHON = (
-    "PyErr_NoMemory", "PyEval_RestoreThread", "PyEval_SaveThread", "PyObject_Vectorcall", "PyTuple_GetItem",
-    "PyTuple_New", "PyTuple_SetItem", "PyTuple_Size", "Py_DecRef", "Py_IncRef",
+    "PyEval_RestoreThread", "PyEval_SaveThread", "PyObject_Vectorcall", "PyTuple_GetItem", "PyTuple_New",
+    "PyTuple_SetItem", "PyTuple_Size", "Py_DecRef", "Py_IncRef",
 )  # fmt: skip
 
 

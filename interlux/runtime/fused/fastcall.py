@@ -140,9 +140,9 @@ def _attempt(module: Module, layout: Layout) -> None:
         f.call("PyEval_RestoreThread", VOID, state)
 
     f.branch(batch >= atomic.field(f, call, at("release_from")), run_released, run)
-    with f.when(f.ne(failed.get(), 0)):
+    with f.when(f.ne(failed.get(), 0)):  # there is no memory for the arena: the slow way says so
         f.call("Py_DecRef", VOID, results)
-        f.ret(f.call("PyErr_NoMemory", PTR))
+        f.ret(self)
     f.ret(results)
 
 
