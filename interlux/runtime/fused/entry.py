@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import hashlib
 import math
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -51,6 +53,7 @@ class Native:
         arena: bytes of scratch memory for a call.
         grain: batches are split at multiples of it, so that every part is computed as the whole would be.
         nanoseconds: of work per sample in a large batch; measured on zeros if it is not known.
+        key: a hash of what is computed, without the parameters; it names the function in executables of XLA.
         owner: kept as long as the function may be called: the machine code.
     """
 
@@ -61,6 +64,7 @@ class Native:
     arena: int = 0
     grain: int = 64
     nanoseconds: float | None = None
+    key: bytes = b""
     owner: Any = None
 
 
@@ -95,6 +99,7 @@ class Entry:
         self._parameters = aligned(native_function.parameters)
         self._dispatch = _dispatch()
         self.description = self._describe()
+        self.number = _number_of(native_function)
         self.fast = not isinstance(layout(), str)
         self.call: Callable[..., tuple[np.ndarray, ...]] = _builtin(self.description) if self.fast else self.slow
         self._plan(cores() if threads is None else threads)
@@ -254,6 +259,13 @@ class Entry:
 
     def _name(self, index: int) -> str:
         return f"input {self.signature.inputs[index].name!r}" if self.signature is not None else f"input {index}"
+
+
+def _number_of(function: Native) -> int:
+    """A positive number of 63 bits that names a function and what it takes; chance where there is no key."""
+    kinds = repr([(kind.shape, np.dtype(kind.dtype).name) for kind in (*function.inputs, *function.outputs)])
+    digest = hashlib.sha256((function.key or os.urandom(32)) + kinds.encode())
+    return int.from_bytes(digest.digest()[:8], "little") >> 1
 
 
 def _is_direct(target: np.ndarray, inputs: Sequence[np.ndarray]) -> bool:

@@ -1,0 +1,322 @@
+"""Layers that run natively: the same as the layer itself, whatever happens to the parameters."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("llvmlite")
+jax = pytest.importorskip("jax")
+jnp = jax.numpy
+
+import interlux as ix
+from interlux.ir.errors import InvalidModelError, UnsupportedError
+from interlux.runtime.fused import ffi
+from interlux.runtime.fused import layer as fused_layer
+from interlux.runtime.fused.layer import Fused, to_fused
+
+from tests.runtime.fused_compilers import Compiler
+
+DENSE = ix.layers.Dense(5, 3)
+
+
+@pytest.fixture
+def compiler(monkeypatch: pytest.MonkeyPatch) -> Any:
+    made = Compiler()
+    monkeypatch.setattr(fused_layer, "_compiler", lambda: made)
+    fused_layer._functions.cache_clear()
+    jax.clear_caches()
+    yield made
+    fused_layer._functions.cache_clear()
+    jax.clear_caches()
+
+
+@pytest.fixture
+def folding(compiler: Compiler) -> Compiler:
+    compiler._folds = True
+    return compiler
+
+
+def inputs(batch: int, dtype: Any = np.float32, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((batch, 5)).astype(dtype)
+
+
+def close(a: Any, b: Any) -> None:
+    assert np.asarray(a).dtype == np.asarray(b).dtype
+    rtol = 1e-5 if np.asarray(a).dtype == np.float32 else 1e-12
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol, rtol), a, b)
+
+
+def test_it_is_a_layer(compiler: Compiler) -> None:
+    fused = to_fused(DENSE, (5,))
+    assert isinstance(fused, Fused) and fused == to_fused(DENSE, [5]) and hash(fused) == hash(to_fused(DENSE, (5,)))
+    params, states = ix.setup(fused, 3)
+    assert jax.tree.all(jax.tree.map(np.array_equal, params, ix.setup(DENSE, 3)[0]))
+    assert states == {} and fused.param_shapes() == DENSE.param_shapes() and fused.children() == ()
+
+
+def test_unsupported_layers_are_named_at_once(compiler: Compiler) -> None:
+    with pytest.raises(UnsupportedError, match="Embedding"):
+        to_fused(ix.layers.Embedding(3, 4), ())
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("batch", [0, 1, 7, 100])
+def test_numpy(compiler: Compiler, dtype: Any, batch: int) -> None:
+    fused = to_fused(DENSE, (5,))
+    params, states = ix.setup(fused, 0, dtype)
+    x = inputs(batch, dtype)
+    y, new = fused.apply(params, states, x)
+    assert type(y) is np.ndarray and new == states
+    close(y, DENSE.apply(params, states, x)[0])
+    assert ffi.supported() is None
+
+
+def test_changed_parameters_are_never_ignored(compiler: Compiler) -> None:
+    fused = to_fused(DENSE, (5,))
+    params, states = ix.setup(fused, 0)
+    x = inputs(4)
+    expected = lambda: x @ params["weight"].T + params["bias"]  # noqa: E731
+    close(fused.apply(params, states, x)[0], expected())
+    params["weight"][1, 2] += 1  # in place
+    close(fused.apply(params, states, x)[0], expected())
+    params["bias"] *= 2
+    close(fused.apply(params, states, x)[0], expected())
+    params["weight"] = np.asfortranarray(params["weight"] * 3)  # another array, in another order
+    close(fused.apply(params, states, x)[0], expected())
+    calls = compiler.calls
+    for i in range(5):
+        params["weight"] = params["weight"] + i
+        close(fused.apply(params, states, x)[0], expected())
+        close(fused.apply(params, states, x)[0], expected())
+    assert compiler.calls == calls  # packing is a gather by now
+    params["weight"][0, 0] = -0.0
+    params["bias"][0] = np.nan
+    assert np.isnan(fused.apply(params, states, x)[0][:, 0]).all()
+
+
+def test_changed_parameters_of_a_folding_compiler(folding: Compiler) -> None:
+    fused = to_fused(DENSE, (5,))
+    params, states = ix.setup(fused, 0)
+    x = inputs(4)
+    for i in range(3):
+        params["weight"] = params["weight"] + i
+        close(fused.apply(params, states, x)[0], x @ params["weight"].T + params["bias"])
+    jitted = jax.jit(lambda p, x: fused.apply(p, states, x)[0])
+    close(np.asarray(jitted(params, x)), x @ params["weight"].T + params["bias"])
+    assert "ffi_call" not in str(jax.make_jaxpr(jitted)(params, x))
+    assert "ffi_call" in str(jax.make_jaxpr(lambda x: fused.apply(params, states, x)[0])(x))
+
+
+def test_a_new_dtype_or_a_missing_bias_is_another_function(compiler: Compiler) -> None:
+    fused = to_fused(DENSE, (5,))
+    params, states = ix.setup(fused, 0)
+    double = ix.setup(fused, 0, np.float64)[0]
+    close(fused.apply(params, states, inputs(3))[0], DENSE.apply(params, states, inputs(3))[0])
+    x = inputs(3, np.float64)
+    close(fused.apply(double, states, x)[0], DENSE.apply(double, states, x)[0])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_jax(compiler: Compiler, dtype: Any) -> None:
+    with jax.enable_x64(dtype is np.float64):
+        fused = to_fused(DENSE, (5,))
+        params, states = jax.tree.map(jnp.asarray, ix.setup(fused, 0, dtype))
+        for batch in (1, 6, 0):
+            x = jnp.asarray(inputs(batch, dtype))
+            y, _ = fused.apply(params, states, x)
+            assert isinstance(y, jax.Array)
+            close(y, DENSE.apply(params, states, x)[0])
+            close(jax.jit(lambda p, x: fused.apply(p, {}, x)[0])(params, x), y)
+            close(jax.jit(lambda x: fused.apply(params, {}, x)[0])(x), y)  # noqa: B023
+    text = str(jax.make_jaxpr(lambda p, x: fused.apply(p, {}, x)[0])(params, x))
+    assert "ffi_call" in text and "dot_general" not in text
+
+
+def test_new_parameters_in_one_program(compiler: Compiler) -> None:
+    fused = to_fused(DENSE, (5,))
+    params, states = ix.setup(fused, 0)
+    x = inputs(4)
+    jitted = jax.jit(lambda p, x: fused.apply(p, states, x)[0])
+    for i in range(4):
+        new = jax.tree.map(lambda a: a * i, params)  # noqa: B023
+        close(jitted(new, x), x @ new["weight"].T + new["bias"])
+    assert jitted._cache_size() == 1
+
+
+def test_derivatives(compiler: Compiler) -> None:
+    fused = to_fused(DENSE, (5,))
+    params, _ = jax.tree.map(jnp.asarray, ix.setup(fused, 0))
+    x = jnp.asarray(inputs(6))
+
+    def loss(layer: Any) -> Any:
+        return lambda p, x: (jnp.tanh(layer.apply(p, {}, x)[0]) ** 2).sum()
+
+    for wrap in (lambda f: f, jax.jit):
+        for argument in (0, 1, (0, 1)):
+            close_trees(wrap(jax.grad(loss(fused), argument))(params, x), jax.grad(loss(DENSE), argument)(params, x))
+    close_trees(jax.grad(jax.jit(loss(fused)))(params, x), jax.grad(loss(DENSE))(params, x))
+    close_trees(jax.hessian(loss(fused))(params, x), jax.hessian(loss(DENSE))(params, x))
+    close_trees(jax.jacfwd(loss(fused), 1)(params, x), jax.jacfwd(loss(DENSE), 1)(params, x))
+    closed = jax.grad(lambda x: fused.apply(params, {}, x)[0].sum())
+    close(closed(x), jnp.broadcast_to(params["weight"].sum(0), x.shape))
+    value, gradient = jax.value_and_grad(loss(fused))(params, x)
+    close(value, loss(DENSE)(params, x))
+
+
+def close_trees(a: Any, b: Any) -> None:
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, 2e-4, 1e-5), a, b)
+
+
+def test_vmap(compiler: Compiler) -> None:
+    fused = to_fused(DENSE, (5,))
+    params, _ = jax.tree.map(jnp.asarray, ix.setup(fused, 0))
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((4, 6, 5)).astype(np.float32))
+    expected = jnp.stack([DENSE.apply(params, {}, row)[0] for row in x])
+    apply = lambda p, x: fused.apply(p, {}, x)[0]  # noqa: E731
+    mapped = jax.vmap(apply, (None, 0))
+    close(mapped(params, x), expected)
+    close(jax.jit(mapped)(params, x), expected)
+    close(jax.vmap(apply, (None, 1), 1)(params, x.swapaxes(0, 1)), expected.swapaxes(0, 1).swapaxes(0, 1).swapaxes(0, 1))
+    close(jax.vmap(mapped, (None, 0))(params, x[None]), expected[None])
+    assert "scan" not in str(jax.make_jaxpr(mapped)(params, x)) and "while" not in str(jax.make_jaxpr(mapped)(params, x))
+    many = jax.tree.map(lambda a: jnp.stack([a, 2 * a, -a, a + 1]), params)
+    ensemble = [DENSE.apply(jax.tree.map(lambda a: a[i], many), {}, x[i])[0] for i in range(4)]  # noqa: B023
+    close(jax.vmap(apply)(many, x), jnp.stack(ensemble))
+    per_sample = jax.vmap(jax.grad(lambda p, x: (apply(p, x[None]) ** 2).sum()), (None, 0))(params, x[0])
+    plain = jax.vmap(jax.grad(lambda p, x: (DENSE.apply(p, {}, x[None])[0] ** 2).sum()), (None, 0))(params, x[0])
+    close_trees(per_sample, plain)
+    close(mapped(params, x[:, :0]), expected[:, :0])
+
+
+def test_loops_and_remat(compiler: Compiler) -> None:
+    square = ix.layers.Dense(5, 5)
+    fused = to_fused(square, (5,))
+    params, _ = jax.tree.map(jnp.asarray, ix.setup(fused, 0))
+    x = jnp.asarray(inputs(3))
+    step = lambda layer: lambda c, _: (jnp.tanh(layer.apply(params, {}, c)[0]), None)  # noqa: E731
+    close(jax.lax.scan(step(fused), x, None, 7)[0], jax.lax.scan(step(square), x, None, 7)[0])
+    loss = lambda layer: jax.grad(lambda p: jax.checkpoint(lambda q: layer.apply(q, {}, x)[0])(p).sum())  # noqa: E731
+    close_trees(loss(fused)(params), loss(square)(params))
+
+
+def test_training_mode_is_the_layer_itself(compiler: Compiler) -> None:
+    fused = to_fused(DENSE, (5,))
+    params, states = ix.setup(fused, 0)
+    y, new = fused.apply(params, states, inputs(3), train=True)
+    close(y, DENSE.apply(params, states, inputs(3), train=True)[0])
+    with pytest.raises(InvalidModelError, match="train must be"):
+        fused.apply(params, states, inputs(3), train=np.bool_(False))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("wrap", [np.asarray, jnp.asarray])
+def test_wrong_inputs(compiler: Compiler, wrap: Any) -> None:
+    fused = to_fused(DENSE, (5,))
+    params, states = jax.tree.map(wrap, ix.setup(fused, 0))
+    for x in (np.zeros((3, 4), np.float32), np.zeros(5, np.float32), np.zeros((), np.float32), np.zeros((1, 3, 5), "f")):
+        with pytest.raises(InvalidModelError, match=r"input 0 of the fused layer must have shape \(batch, 5\)"):
+            fused.apply(params, states, wrap(x))
+    with pytest.raises(InvalidModelError, match="2 inputs given, the fused layer takes 1"):
+        fused.apply(params, states, wrap(inputs(2)), wrap(inputs(2)))
+
+
+def test_inside_another_layer(compiler: Compiler) -> None:
+    chain = ix.layers.Chain(ix.layers.Dense(2, 5, activation=ix.layers.relu), to_fused(DENSE, (5,)))
+    plain = ix.layers.Chain(ix.layers.Dense(2, 5, activation=ix.layers.relu), DENSE)
+    params, states = ix.setup(chain, 0)
+    x = np.ones((4, 2), np.float32)
+    close(chain.apply(params, states, x)[0], plain.apply(params, states, x)[0])
+    model = ix.Model.from_layer(chain, params, states, {"x": ("float32", ("batch", 2))})
+    close(ix.compile(model, "jax")(x)[0], plain.apply(params, states, x)[0])
+
+
+_WITHOUT_FFI = """
+import jax, numpy as np, jax.numpy as jnp
+import interlux as ix
+from interlux.runtime.fused import ffi, layer
+from tests.runtime.fused_compilers import Compiler
+layer._compiler = lambda made=Compiler(): made
+assert ffi.supported() == "INTERLUX_FUSED_FFI=callback"
+dense = ix.layers.Dense(5, 3)
+fused = layer.to_fused(dense, (5,))
+for dtype in (np.float32, np.float64):
+    with jax.enable_x64(dtype is np.float64):
+        params, states = ix.setup(dense, 0, dtype)
+        x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 4, 5)).astype(dtype))
+        apply = lambda p, x: fused.apply(p, states, x)[0]
+        for got, want in [
+            (jax.jit(apply)(params, x[0]), dense.apply(params, states, x[0])[0]),
+            (jax.vmap(apply, (None, 0))(params, x), jax.vmap(lambda x: dense.apply(params, states, x)[0])(x)),
+            (apply(params, x[0, :0]), dense.apply(params, states, x[0, :0])[0]),
+        ]:
+            assert got.dtype == dtype
+            np.testing.assert_allclose(got, want, 1e-5, 1e-6)
+        assert "pure_callback" in str(jax.make_jaxpr(apply)(params, x[0]))
+        g = jax.grad(lambda p: (apply(p, x[0]) ** 2).sum())(params)
+        h = jax.grad(lambda p: (dense.apply(p, states, x[0])[0] ** 2).sum())(params)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-4, 1e-5), g, h)
+"""
+
+
+def test_without_the_foreign_function_interface() -> None:
+    environment = {**os.environ, "INTERLUX_FUSED_FFI": "callback", "PYTHONPATH": os.getcwd()}
+    subprocess.run([sys.executable, "-W", "error", "-c", _WITHOUT_FFI], check=True, env=environment)
+
+
+def test_layouts_of_xla_that_differ() -> None:
+    from pathlib import Path
+
+    header = Path(jax.ffi.include_dir(), "xla", "ffi", "api", "c_api.h").read_text()
+    assert ffi.compare(header) is None
+    for old, new, message in [
+        ("XLA_FFI_API_MAJOR 0", "XLA_FFI_API_MAJOR 1", "version 1, not 0"),
+        ("  void* data;\n  int64_t rank;", "  int64_t rank;\n  void* data;", "XLA_FFI_Buffer"),
+        ("  const XLA_FFI_Api* api;", "", "XLA_FFI_CallFrame"),
+        ("_EXECUTE = 3", "_EXECUTE = 4", "numbered otherwise"),
+        ("struct XLA_FFI_Args {", "struct Args {", "XLA_FFI_Args of XLA has other members: none"),
+    ]:
+        assert old in header
+        assert message in str(ffi.compare(header.replace(old, new)))
+    assert ffi.compare("") is not None
+
+
+def test_a_function_that_is_not_there() -> None:
+    """An executable that was kept on disk may ask for a function of another process."""
+    assert ffi.supported() is None
+    ask = jax.ffi.ffi_call(ffi.TARGET, [jax.ShapeDtypeStruct((2, 3), np.float32)])
+    x = jnp.zeros((2, 3))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="has not compiled the fused function"):
+        jax.block_until_ready(jax.jit(lambda x: ask(x, x, function=np.int64(12345)))(x))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="one attribute"):
+        jax.block_until_ready(jax.jit(lambda x: ask(x, x))(x))
+
+
+def test_buffers_that_do_not_fit() -> None:
+    from interlux.runtime.fused import native
+    from interlux.runtime.fused.entry import Entry
+
+    from tests.runtime.fused_functions import affine
+
+    entry = Entry(affine())
+    native.register(entry.number, entry.description)
+    assert ffi.supported() is None
+
+    def ask(x: Any, result: Any, *more: Any) -> Any:
+        call = jax.ffi.ffi_call(ffi.TARGET, result)
+        return jax.block_until_ready(jax.jit(lambda x, *m: call(x, *m, function=np.int64(entry.number)))(x, *more))
+
+    x, p = jnp.ones((2, 4)), jnp.array([2.0, 1.0])
+    good = [jax.ShapeDtypeStruct((2, 4), np.float32)]
+    assert (ask(x, good, p)[0] == 3).all()
+    for wrong in (jnp.ones((2, 5)), jnp.ones((3, 4)), jnp.ones(4), jnp.ones((2, 4), jnp.int32), jnp.ones((1, 2, 4))):
+        with pytest.raises(jax.errors.JaxRuntimeError, match="another shape or dtype"):
+            ask(wrong, good, p)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="another number of operands"):
+        ask(x, good)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="another number of results"):
+        ask(x, good * 2, p)
