@@ -143,9 +143,9 @@ def compile(model: Model, backend: str = "jax", device: str = "cpu", **options: 
 
     Arguments:
         model: any model with a signature.
-        backend: jax or onnxruntime.
+        backend: jax, onnxruntime or fused.
         device: cpu or cuda.
-        options: of the backend: `threads` of onnxruntime.
+        options: of the backend: `threads` of onnxruntime and fused, `target` of fused.
     """
     if backend == "jax":
         with needs("jax"):
@@ -156,8 +156,10 @@ def compile(model: Model, backend: str = "jax", device: str = "cpu", **options: 
             from .runtime.onnx import OnnxRunner
         return OnnxRunner(model, device, **options)
     if backend == "fused":
-        raise UnsupportedError("the fused CPU engine is not part of this version; use backend='jax' or 'onnxruntime'")
-    raise UnsupportedError(f"there is no backend {backend!r}; choose jax or onnxruntime")
+        with needs("fused"):
+            from .runtime.fused.engine import FusedRunner
+        return FusedRunner(model, device, **options)
+    raise UnsupportedError(f"there is no backend {backend!r}; choose jax, onnxruntime or fused")
 
 
 def verify(

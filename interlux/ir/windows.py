@@ -7,7 +7,7 @@ from math import prod
 
 import numpy as np
 
-from ....ir.errors import InvalidModelError
+from .errors import InvalidModelError
 
 Ints = tuple[int, ...]
 

@@ -21,7 +21,7 @@ from interlux.runtime.jax.inference import INFERENCE, InferenceInterpreter, Pack
 from interlux.runtime.jax.interpreter import JaxInterpreter
 from interlux.runtime.jax.item_by_item import item_by_item
 from interlux.runtime.jax.primitives import PRIMITIVES
-from interlux.runtime.jax.primitives.windows import Window
+from interlux.ir.windows import Window
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 Function = Callable[..., Any]

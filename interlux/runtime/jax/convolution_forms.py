@@ -19,7 +19,7 @@ from jax import lax
 
 from .primitives.linear import EXACT
 from .primitives.registry import Value
-from .primitives.windows import Ints, Window
+from ...ir.windows import Ints, Window
 
 MOST_TAPS = 64  # elements of a kernel that are written out as shifted slices
 STEM_CHANNELS = 4

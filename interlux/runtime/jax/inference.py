@@ -23,7 +23,7 @@ from .interpreter import JaxInterpreter
 from .primitives import PRIMITIVES
 from .primitives.linear import EXACT
 from .primitives.registry import Value, integers, is_static
-from .primitives.windows import Ints, Window
+from ...ir.windows import Ints, Window
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 

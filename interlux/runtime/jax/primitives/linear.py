@@ -7,7 +7,7 @@ import numpy as np
 from jax import lax
 
 from .registry import Value, is_static, primitive
-from .windows import Window
+from ....ir.windows import Window
 
 EXACT = lax.Precision.HIGHEST  # GPUs and TPUs would round float32 factors to fewer bits
 

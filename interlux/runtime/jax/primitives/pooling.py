@@ -11,7 +11,7 @@ from jax import lax
 
 from ....ir.errors import InvalidModelError
 from .registry import Value, define, integers, primitive
-from .windows import Ints, Window
+from ....ir.windows import Ints, Window
 
 define(
     GlobalAveragePool=lambda x: jnp.mean(x, tuple(range(2, x.ndim)), keepdims=True),

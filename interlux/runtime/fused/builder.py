@@ -1,0 +1,235 @@
+"""The interpreter that turns layers into steps: primitives on tensors are recorded, those on known numbers computed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import prod
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ...ir.errors import UnsupportedError
+from ...ir.graph import Node
+from ...ir.inference import output_dtype
+from ...ir.interpreter import Interpreter
+from .folding import Sizes, fold
+from .steps import Elementwise, Instruction, Rearrange, Step
+from .tensors import BATCH, Buffer, Shape, Tensor, broadcast, common, constant, whole
+
+Value = np.ndarray | Tensor
+
+
+class Builder(Interpreter):
+    """Values are numpy arrays (known) or tensors. Collects `steps`.
+
+    Arguments:
+        dtype: of the program's floating-point numbers.
+    """
+
+    name: ClassVar[str] = "the fused engine"
+
+    def __init__(self, dtype: np.dtype[Any]):
+        super().__init__()
+        self.dtype = dtype
+        self.steps: list[Step] = []
+        self.unsupported: list[str] = []
+        self._node: Node | None = None
+
+    # What an interpreter defines.
+
+    def const(self, array: Any, like: Value | None = None) -> np.ndarray:
+        return np.asarray(array) if like is None else np.asarray(array).astype(like.dtype)
+
+    def dtype_of(self, value: Value) -> np.dtype[Any]:
+        return np.dtype(value.dtype)
+
+    def shape_of(self, value: Value) -> tuple[int | str | None, ...]:
+        if not isinstance(value, Tensor):
+            return tuple(value.shape)
+        return tuple(("batch" if d == 1 else None) if i == value.axis else d for i, d in enumerate(value.shape))
+
+    def call(self, op_type: str, inputs: Sequence[Value | None], attributes: dict[str, Any], outputs: int) -> Any:
+        from .operators import OPERATORS
+
+        given = {name: value for name, value in attributes.items() if value is not None}
+        result: Any = None
+        of_batch = op_type in ("ConstantOfShape", "Expand") and any(isinstance(i, Sizes) for i in inputs)
+        if not any(isinstance(i, Tensor) for i in inputs) and not of_batch:
+            result = fold(op_type, list(inputs), given)
+        elif op_type in OPERATORS:
+            result = OPERATORS[op_type](self, *inputs, **given)
+        if result is None:
+            raise UnsupportedError(f"the fused engine has no operator {op_type}")
+        results = result if isinstance(result, tuple) else (result,)
+        if outputs > len(results):
+            raise UnsupportedError(f"the fused engine makes {len(results)} outputs of {op_type}, not {outputs}")
+        return results[0] if outputs == 1 else results[:outputs]
+
+    def node(
+        self, node: Node, params: Mapping[str, Any], states: Mapping[str, Any], inputs: Sequence[Any], *, train: bool
+    ) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+        """One node; what is unsupported is noted, so that all of it can be named at once."""
+        if any(i is _MISSING for i in inputs):
+            return (_MISSING,) * len(node.outputs), states
+        self._node = node
+        try:
+            return super().node(node, params, states, inputs, train=train)
+        except UnsupportedError as error:
+            self.unsupported.append(f"{node.layer!r} {node.place()}: {error}")
+            return (_MISSING,) * len(node.outputs), states
+
+    # What operators use.
+
+    @property
+    def here(self) -> str:
+        """The layer that is being recorded, in words."""
+        return self._node.place() if self._node is not None else "/".join(self.place) or "model"
+
+    def refuse(self, what: str) -> UnsupportedError:
+        return UnsupportedError(f"the fused engine has no {what}{self.where()}")
+
+    def tensor(self, value: Value) -> Tensor:
+        """A value as a tensor; known numbers become a constant."""
+        if isinstance(value, Sizes):
+            raise self.refuse("data computed from the size of the batch")
+        return value if isinstance(value, Tensor) else constant(value)
+
+    def known(self, value: Value | None, what: str) -> np.ndarray:
+        """A value that must be known. Raises UnsupportedError if it depends on the inputs."""
+        if isinstance(value, Tensor) and value.is_constant:
+            return value.values()
+        if value is None or isinstance(value, Tensor):
+            raise self.refuse(f"{what} that depends on the inputs")
+        return np.asarray(value)
+
+    def check_float(self, *tensors: Tensor) -> None:
+        for t in tensors:
+            if t.dtype != self.dtype and t.dtype != bool and not t.is_constant:
+                raise self.refuse(f"arithmetic on {t.dtype.name} (the model's dtype is {self.dtype.name})")
+
+    def result(self, step_type: type[Step], operands: list[Tensor], shape: Shape, like: Tensor, *more: Any) -> Tensor:
+        """Records a step; returns its result as a tensor of the step's shape with `like`'s dtype and no batch axis."""
+        output = Buffer(prod(shape), self.dtype)
+        self.steps.append(step_type(self.here, operands, output, shape, *more))
+        return whole(output, shape, like.dtype, None)
+
+    def elementwise(
+        self, op_type: str, inputs: Sequence[Value], attributes: Mapping[str, Any], dtype: Any = None
+    ) -> Tensor:
+        """Records one scalar operation on broadcast operands; its dtype is ONNX's unless given."""
+        tensors = [self.tensor(i) for i in inputs]
+        self.check_float(*tensors)
+        shape, axis, outer = common(tensors, op_type)
+        literal = {
+            i: t for i, t in enumerate(tensors) if t.is_constant and t.size == 1 and t.dtype.kind in "fbiu"
+        }
+        operands = [broadcast(t, shape) for i, t in enumerate(tensors) if i not in literal]
+        code: list[Instruction] = []
+        arguments = []
+        position = 0
+        for i in range(len(tensors)):
+            if i in literal:
+                code.append(Instruction("Constant", (), (("value", float(literal[i].values().item())),)))
+                arguments.append(len(operands) + len(code) - 1)
+            else:
+                arguments.append(position)
+                position += 1
+        code.append(Instruction(op_type, tuple(arguments), tuple(sorted(attributes.items()))))
+        if dtype is None:
+            dtype = output_dtype(op_type, 0, [t.dtype for t in tensors], attributes)
+        dtype = dtype if dtype == bool else self.dtype
+        order = _storage_order(operands, shape)
+        operands = [t.moved(t.index.transpose(order), None) for t in operands]
+        turned = tuple(shape[i] for i in order)
+        output = Buffer(prod(shape), self.dtype)
+        self.steps.append(Elementwise(self.here, operands, output, turned, code))
+        index = whole(output, turned, dtype).index.transpose(np.argsort(order))
+        return Tensor(output, index, np.dtype(dtype), axis, outer)
+
+    def stored(self, tensor: Tensor) -> Tensor:
+        """The same values contiguous in a buffer of their own."""
+        order = _storage_order([tensor], tensor.shape)
+        turned = tensor.moved(tensor.index.transpose(order), None)
+        if tensor.dtype != self.dtype and tensor.dtype != bool and not tensor.is_constant:
+            raise self.refuse(f"rearrangement of {tensor.dtype.name}")
+        output = Buffer(tensor.size, self.dtype)
+        self.steps.append(Rearrange(self.here, [turned], output, turned.shape))
+        index = whole(output, turned.shape, tensor.dtype).index.transpose(np.argsort(order))
+        return Tensor(output, index, tensor.dtype, tensor.axis, tensor.outer)
+
+    def joined(self, tensors: Sequence[Tensor], axis: int, shape: Shape, like: Tensor) -> Tensor:
+        """Tensors one after the other along an axis, copied into a buffer of their own."""
+        output = Buffer(prod(shape), like.dtype)
+        index = np.arange(prod(shape), dtype=np.int64).reshape(shape)
+        ends = np.cumsum([t.shape[axis] for t in tensors])[:-1]
+        for t, target in zip(tensors, np.split(index, ends, axis), strict=True):
+            self.steps.append(Rearrange(self.here, [t], output, t.shape, target))
+        return Tensor(output, index, like.dtype, like.axis, like.outer)
+
+    def reach(self, tensor: Tensor, shape: Shape) -> Tensor:
+        """A tensor in another shape whose elements are an affine function of the coordinates: copied if need be."""
+        plain = tensor.reshaped(shape)
+        return plain if plain.access() is not None else self.stored(plain)
+
+    def back(self, made: Tensor, index: np.ndarray, like: Tensor, axis: int | None, outer: int | None = None) -> Tensor:
+        """A step's result in the model's arrangement: its index, and where the batch is."""
+        return Tensor(made.source, index, made.dtype, axis, like.outer if outer is None else outer)
+
+
+def _storage_order(operands: Sequence[Tensor], shape: Shape) -> tuple[int, ...]:
+    """The order of axes in which the first operand of the full shape lies in memory: results are stored likewise."""
+    for t in operands:
+        if t.is_constant or t.size != prod(shape) or len(np.unique(t.index)) < np.count_nonzero(t.index >= 0):
+            continue
+        steps = []
+        for axis, size in enumerate(shape):
+            pair = t.index.take(range(min(size, 2)), axis) if size < 3 else t.index.take((size // 2, size // 2 + 1), axis)
+            middle = tuple(d // 2 for i, d in enumerate(pair.shape) if i != axis)
+            line = np.moveaxis(pair, axis, 0)[(slice(None), *middle)]
+            steps.append(abs(int(line[1]) - int(line[0])) if size > 1 and line.min() >= 0 else 0)
+        order = sorted((i for i in range(len(shape)) if shape[i] > 1), key=lambda i: (-steps[i], i))
+        return (*(i for i in range(len(shape)) if shape[i] == 1), *order)
+    return tuple(range(len(shape)))
+
+
+class _Missing:
+    """In place of what an unsupported node would have made."""
+
+    dtype = np.dtype(np.float32)
+    shape: tuple[int, ...] = ()
+
+
+_MISSING: Any = _Missing()
+
+
+def is_missing(value: Any) -> bool:
+    return value is _MISSING
+
+
+def logical_shape(builder: Builder, value: Value) -> np.ndarray:
+    """The shape of a value as numbers, of the batch too."""
+    if not isinstance(value, Tensor):
+        return np.array(value.shape, np.int64)
+    return np.array(value.logical(), np.int64)
+
+
+def reshape(builder: Builder, x: Tensor, target: Sequence[int]) -> Tensor:
+    """x with another shape of the model, BATCH in place of the batch and -1 for one size that follows."""
+    total = x.size * (BATCH if x.axis is not None else 1)
+    known = prod(d for d in target if d != -1)
+    if -1 in target:
+        if known == 0 or total % known:
+            raise builder.refuse(f"Reshape of {x.shape} to {tuple(target)}, which depends on the batch's size")
+        target = [total // known if d == -1 else d for d in target]
+    elif known != total:
+        raise builder.refuse(f"Reshape of {x.shape} to {tuple(target)}, which fixes the batch's size")
+    if x.axis is None:
+        return x.moved(x.index.reshape(target), None)
+    axes = [i for i, d in enumerate(target) if d and d % BATCH == 0]
+    before, _ = x.batch_rank()
+    for axis in axes:
+        shape = tuple(d // BATCH if i == axis else d for i, d in enumerate(target))
+        ahead = prod(shape[:axis])
+        if before % ahead == 0 and shape[axis] % (before // ahead) == 0:
+            return x.moved(x.index.reshape(shape), axis, before // ahead)
+    raise builder.refuse(f"Reshape that mixes samples of the batch: {x.shape} to {tuple(target)}")

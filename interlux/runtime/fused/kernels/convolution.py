@@ -1,0 +1,221 @@
+"""Convolutions, with a maximum pool behind them if there is one."""
+
+from __future__ import annotations
+
+from itertools import product
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from ..llvm import Index, Value
+from ..steps import Conv
+from ..tensors import Access
+from .elementwise import Epilogue
+from .schedule import Schedule, access_of, split
+
+
+def storage(step: Conv) -> tuple[Access, tuple[int, ...]]:
+    """Where element (out, *spatial) of the result lies, and the spatial sizes."""
+    spatial = step.shape[:-1] if step.channels_last else step.shape[1:]
+    outs = len(step.weight)
+    strides = [outs if step.channels_last else 1]
+    for size in reversed(spatial[1:]):
+        strides.insert(0, strides[0] * size)
+    return Access(0, (1 if step.channels_last else prod(spatial), *strides)), spatial
+
+
+def convolution(s: Schedule, step: Conv) -> None:
+    if s.by_sample and s.width > 1 and step.channels_last and step.groups == 1:
+        _channels_in_lanes(s, step)
+    else:
+        _samples_in_lanes(s, step)
+
+
+def _taps(step: Conv, most: int) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
+    """The kernel's axes that are looped over, and the taps that are written out for the others."""
+    kernel = step.weight.shape[2:]
+    looped = len(kernel) - 1 if kernel[-1] <= most else len(kernel)
+    return kernel[:looped], list(product(*(range(k) for k in kernel[looped:])))
+
+
+def _samples_in_lanes(s: Schedule, step: Conv) -> None:
+    """Blocks of output channels times positions times `blocks` vectors of samples."""
+    f = s.f
+    (x,) = step.operands
+    access = access_of(x)
+    target, spatial = storage(step)
+    outs, channels = step.weight.shape[:2]
+    per_group = outs // step.groups
+    finish = Epilogue(s, step.epilogue, step.shape)
+    room = max(1, s.accumulators // s.blocks)
+    if step.pool:
+        positions = list(product(*(range(p) for p in step.pool)))
+        along = 1
+    else:
+        along = min(spatial[-1], max(1, 4 // s.blocks), room)
+        positions = []
+    block_size = max(1, min(per_group, room // max(along, len(positions), 1)))
+    looped, taps = _taps(step, 7)
+    first = 0
+    packed = _packed(step, split(per_group, block_size))
+    weights = s.weights(packed, (step, "samples", block_size))
+    bias = s.weights(step.bias, (step, "bias"))
+    taps_size = channels * prod(step.weight.shape[2:])
+    scale = step.pool or (1,) * len(spatial)
+
+    def block(group: Index, out: Index, w: Value, size: int, at: list[Any], places: list[tuple[int, ...]]) -> None:
+        """Output channels from `out` on at positions `at` + each of places."""
+        sums = []
+        for o in range(size):
+            start = s.broadcast(bias + f.add(out, o))
+            sums.append([[f.variable(start) for _ in range(s.blocks)] for _ in places])
+        with s.nest((channels, *looped)) as (c, *outer):
+            channel = f.add(f.mul(group, channels), c)
+            inside: Index = f.mul(c, prod(step.weight.shape[2:]))  # type: ignore[assignment]
+            for axis, k in enumerate(outer):
+                inside = f.add(inside, f.mul(k, prod(step.weight.shape[3 + axis :])))  # type: ignore[assignment]
+            for number, tap in enumerate(taps):
+                kernel = [*outer, *tap]
+                values = []
+                for place in places:
+                    where: list[Index] = [channel]  # type: ignore[list-item]
+                    for axis, k in enumerate(kernel):
+                        position = f.add(f.mul(at[axis], scale[axis]), place[axis])
+                        where.append(f.add(f.mul(position, step.strides[axis]), f.mul(k, step.dilations[axis])))  # type: ignore[arg-type]
+                    values.append(s.read(x, access, where))
+                for o in range(size):
+                    weight = s.broadcast(w + f.add(f.mul(f.add(inside, number), size), o))
+                    for total, value in zip(sums[o], values, strict=True):
+                        for n in range(s.blocks):
+                            total[n].set(f.fma(weight, value[n], total[n].get()))
+        for o in range(size):
+            channel = f.add(out, o)
+            results = [[t.get() for t in total] for total in sums[o]]
+            if step.pool:
+                best = finish(results[0], [])
+                for other in results[1:]:
+                    best = [f.maximum(a, b) for a, b in zip(best, finish(other, []), strict=True)]
+                s.store(best, s.at(step.output, s.index(target, [channel, *at])))
+                continue
+            for place, values in zip(places, results, strict=True):
+                where = [f.add(a, p) for a, p in zip(at, place, strict=True)]
+                order = [*where, channel] if step.channels_last else [channel, *where]
+                s.store(finish(values, order), s.at(step.output, s.index(target, [channel, *where])))
+
+    for size, count in split(per_group, block_size):
+        with f.loop(0, step.groups) as group, f.loop(0, count) as number:
+            out = f.add(f.mul(group, per_group), f.add(f.mul(number, size), first))
+            w = weights + f.add(f.mul(group, per_group * taps_size), f.mul(f.add(f.mul(number, size), first), taps_size))
+            with s.nest(spatial[:-1]) as outer:
+                if step.pool:
+                    with f.loop(0, spatial[-1]) as last:
+                        block(group, out, w, size, [*outer, last], positions)
+                    continue
+                zeros = (0,) * (len(spatial) - 1)
+                done = 0
+                for width, times in split(spatial[-1], along):
+                    with f.loop(0, times) as i:
+                        last = f.add(f.mul(i, width), done)
+                        block(group, out, w, size, [*outer, last], [(*zeros, p) for p in range(width)])
+                    done += width * times
+        first += size * count
+
+
+def _packed(step: Conv, blocks: list[tuple[int, int]]) -> np.ndarray:
+    """Weights as [group, block, in, *kernel, outputs of the block]."""
+    parts = []
+    for group in np.split(step.weight, step.groups):
+        row = 0
+        for size, count in blocks:
+            for _ in range(count):
+                parts.append(np.moveaxis(group[row : row + size], 0, -1).ravel())
+                row += size
+    return np.concatenate(parts)
+
+
+def _channels_in_lanes(s: Schedule, step: Conv) -> None:
+    """One sample: vectors of output channels times positions; the input is broadcast."""
+    f, width = s.f, s.width
+    (x,) = step.operands
+    access = access_of(x)
+    target, spatial = storage(step)
+    outs, channels = step.weight.shape[:2]
+    kernel = step.weight.shape[2:]
+    finish = Epilogue(s, step.epilogue, step.shape)
+    vectors = -(-outs // width)
+    group = min(vectors, 4 if vectors % 4 == 0 else 3 if vectors % 3 == 0 else 2)
+    scale = step.pool or (1,) * len(spatial)
+    window = list(product(*(range(p) for p in scale)))
+    along = max(1, min(spatial[-1], (s.accumulators // group) // len(window)))
+    looped, taps = _taps(step, 3 if along * group > 8 else 7)
+    padded = np.zeros((vectors * width, *step.weight.shape[1:]))
+    padded[:outs] = step.weight
+    blocks = [(size * width, count) for size, count in split(vectors, group)]
+    parts = []
+    row = 0
+    for size, count in blocks:
+        for _ in range(count):
+            parts.append(np.moveaxis(padded[row : row + size], 0, -1).ravel())
+            row += size
+    weights = s.weights(np.concatenate(parts), (step, "channels", group))
+    bias = s.weights(np.pad(step.bias, (0, vectors * width - outs)), (step, "bias"))
+    size_bytes = width * s.element.bytes
+    inner = prod(kernel)
+
+    def block(vector: Index, size: int, partly: bool, at: list[Any], many: int) -> None:
+        """`size` vectors of channels from `vector` on, at `many` positions along the last axis from `at` on."""
+        start = [f.load(bias + f.mul(f.add(vector, v), width), width, size_bytes) for v in range(size)]
+        places = [(*(0,) * (len(spatial) - 1), p) for p in range(many)]
+        sums = [[[f.variable(value) for value in start] for _ in window] for _ in places]
+        w = weights + f.mul(vector, width * channels * inner)
+        with s.nest((channels, *looped)) as (c, *outer):
+            inside: Any = f.mul(c, inner)
+            for axis, k in enumerate(outer):
+                inside = f.add(inside, f.mul(k, prod(kernel[axis + 1 :])))
+            base: list[Any] = [c]
+            for axis in range(len(spatial)):
+                k = outer[axis] if axis < len(outer) else 0
+                first = f.mul(at[axis], scale[axis] * step.strides[axis])
+                base.append(f.add(first, f.mul(k, step.dilations[axis])))
+            pointer = s.at(x.source, s.index(access, base))
+            for number, tap in enumerate(taps):
+                row = f.mul(f.add(inside, number), size * width)
+                loaded = [f.load(w + f.add(row, v * width), width, size_bytes) for v in range(size)]
+                for p, place in enumerate(places):
+                    for q, offset in enumerate(window):
+                        distance = 0
+                        for axis in range(len(spatial)):
+                            k = tap[axis - len(outer)] if axis >= len(outer) else 0
+                            step_along = (place[axis] * scale[axis] + offset[axis]) * step.strides[axis]
+                            distance += (step_along + k * step.dilations[axis]) * access.strides[1 + axis]
+                        value = f.broadcast(pointer + distance * s.stride(x.source), width)
+                        for v in range(size):
+                            total = sums[p][q][v]
+                            total.set(f.fma(loaded[v], value, total.get()))
+        for p, place in enumerate(places):
+            where = [f.add(a, b) for a, b in zip(at, place, strict=True)]
+            for v in range(size):
+                channel = f.mul(f.add(vector, v), width)
+                count = (outs - 1) % width + 1 if partly and v == size - 1 else None
+                order = [*where, channel]
+                value = finish.vector(sums[p][0][v].get(), order, count)
+                for q in range(1, len(window)):
+                    value = f.maximum(value, finish.vector(sums[p][q][v].get(), order, count))
+                f.store(value, s.at(step.output, s.index(target, [channel, *where])), count=count)
+
+    first = 0
+    for size, count in split(vectors, group):
+        whole = count - 1 if (first + size * count) * width > outs else count
+        for begin, number in ((0, whole), (whole, count - whole)):
+            if not number:
+                continue
+            with f.loop(begin, begin + number) as i, s.nest(spatial[:-1]) as outer:
+                done = 0
+                for many, times in split(spatial[-1], along):
+                    with f.loop(0, times) as j:
+                        last = f.add(f.mul(j, many), done)
+                        vector = f.add(f.mul(i, size), first)
+                        block(vector, size, begin + number == count, [*outer, last], many)
+                    done += many * times
+        first += size * count

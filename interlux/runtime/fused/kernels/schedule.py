@@ -1,0 +1,195 @@
+"""What generators write for: where values lie and how they are read and written.
+
+Two schedules share all generators. With samples in the lanes, a feature is `blocks` vectors of samples that lie one
+behind the other, and every step is scalar code on these. For one sample, a feature is one number; then generators that
+can put neighbouring features into the lanes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+
+from ..llvm import Function, Index, Value, type_of
+from ..target import Target
+from ..tensors import Access, Buffer, Constant, Shape, Source, Tensor
+
+ALIGNMENT = 64  # bytes: of the parameters, of the arena, and of each array in them
+
+
+class Parameters:
+    """The one block of memory that holds weights in the order in which code reads them."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+        self._places: dict[Any, tuple[int, Any]] = {}
+        self.size = 0
+
+    def add(self, array: np.ndarray, dtype: Any, key: Any = None) -> int:
+        """Stores an array; returns its offset in bytes. With a key only once."""
+        if key is not None and key in self._places:
+            return self._places[key][0]
+        raw = np.ascontiguousarray(array, dtype).tobytes()
+        offset = self.size
+        self._parts.append(raw + bytes(-len(raw) % ALIGNMENT))
+        self.size += len(self._parts[-1])
+        if key is not None:
+            self._places[key] = offset, key  # holds what the key's identity belongs to
+        return offset
+
+    def bytes(self) -> bytes:
+        return b"".join(self._parts)
+
+
+class Schedule:
+    """Where and how one function of a program keeps its values.
+
+    Arguments:
+        f: the function; its arguments `parameters` and `arena` are pointers.
+        target: what it is compiled for.
+        dtype: of the program.
+        lanes: samples in a vector; 1 for one sample at a time.
+        blocks: vectors of samples that are handled together.
+        parameters: collects the weights.
+        arena: where buffers lie, in elements of one sample.
+        external: pointers of buffers that lie outside of the arena.
+    """
+
+    def __init__(
+        self,
+        f: Function,
+        target: Target,
+        dtype: np.dtype[Any],
+        lanes: int,
+        blocks: int,
+        parameters: Parameters,
+        arena: dict[Buffer, int],
+        external: dict[Buffer, Value],
+    ):
+        self.f, self.target, self.dtype = f, target, dtype
+        self.element = type_of(dtype)
+        self.lanes, self.blocks, self.tile = lanes, blocks, lanes * blocks
+        self.width = target.lanes(dtype)
+        self.parameters, self._arena, self._external = parameters, arena, external
+        self.by_sample = lanes == 1
+        self.sample: Index = 0  # which of the samples behind the pointers, where one sample is handled after the other
+
+    # Addresses
+
+    def weights(self, array: np.ndarray, key: Any = None) -> Value:
+        """A pointer to numbers among the parameters."""
+        return self._parameter(self.parameters.add(array, self.dtype, key))
+
+    def table(self, array: np.ndarray) -> Value:
+        """A pointer to int32 numbers among the parameters."""
+        from ..llvm import I32
+
+        return self.f.offset(self.f["parameters"].of(type_of(np.int8)), self.parameters.add(array, np.int32)).of(I32)
+
+    def _parameter(self, offset: int) -> Value:
+        return self.f.offset(self.f["parameters"].of(self.element), offset // self.element.bytes)
+
+    def base(self, source: Source) -> Value:
+        """The first element of a source."""
+        if isinstance(source, Constant):
+            return self._parameter(self.parameters.add(source.data, self.dtype, source))
+        if source in self._external:
+            return self._external[source]
+        return self.f.offset(self.f["arena"].of(self.element), self._arena[source] * self.tile)
+
+    def stride(self, source: Source) -> int:
+        """Elements of memory between two features."""
+        return 1 if isinstance(source, Constant) else self.tile
+
+    def at(self, source: Source, index: Index) -> Value:
+        """The address of a feature."""
+        f = self.f
+        if not isinstance(source, Constant):
+            index = f.add(index, f.mul(self.sample, source.size))  # type: ignore[assignment]
+        return f.offset(self.base(source), f.mul(index, self.stride(source)))  # type: ignore[arg-type]
+
+    def index(self, access: Access, coordinates: Sequence[Index]) -> Index:
+        """offset + Σ coordinate · stride."""
+        f = self.f
+        result: Any = 0
+        for coordinate, stride in zip(coordinates, access.strides, strict=True):
+            if stride:
+                result = f.add(result, f.mul(coordinate, stride))
+        return f.add(result, access.offset)  # type: ignore[return-value]
+
+    @property
+    def accumulators(self) -> int:
+        """How many vectors a kernel may keep in registers beside what it works with."""
+        return self.target.registers * 3 // 4
+
+    # Values: a feature is a list of `blocks` values
+
+    def load(self, pointer: Value) -> list[Value]:
+        """A feature."""
+        f = self.f
+        if self.by_sample:
+            return [f.load(pointer)]
+        align = self.lanes * self.element.bytes
+        return [f.load(pointer + n * self.lanes, self.lanes, align) for n in range(self.blocks)]
+
+    def store(self, values: Sequence[Value], pointer: Value) -> None:
+        f = self.f
+        align = 0 if self.by_sample else self.lanes * self.element.bytes
+        for n, value in enumerate(values):
+            f.store(f.splat(value, self.lanes), pointer + n * self.lanes, align)
+
+    def read(self, tensor: Tensor, access: Access, coordinates: Sequence[Index]) -> list[Value]:
+        """A feature of a tensor; a constant is the same for all samples."""
+        pointer = self.at(tensor.source, self.index(access, coordinates))
+        if tensor.is_constant:
+            return [self.f.broadcast(pointer, self.lanes)] * self.blocks
+        return self.load(pointer)
+
+    def broadcast(self, pointer: Value) -> Value:
+        """One number for all samples."""
+        return self.f.broadcast(pointer, self.lanes)
+
+    def constant(self, number: float) -> Value:
+        return self.f.const(number, self.element.vector(self.lanes))
+
+    @contextmanager
+    def nest(self, shape: Shape) -> Iterator[list[Index]]:
+        """Loops over all coordinates of a shape."""
+        with ExitStack() as stack:
+            yield [stack.enter_context(self.f.loop(0, size)) for size in shape]
+
+
+def access_of(tensor: Tensor, shape: Shape | None = None) -> Access:
+    """How a step reads a tensor that the passes have made affine."""
+    access = tensor.access(shape)
+    assert access is not None, "passes.settle makes all operands affine"
+    return access
+
+
+def coalesced(shape: Shape, accesses: Sequence[Access]) -> tuple[Shape, list[Access]]:
+    """Axes of size 1 left out and neighbouring ones joined where every access allows it."""
+    sizes: list[int] = []
+    strides: list[list[int]] = [[] for _ in accesses]
+    for axis, size in enumerate(shape):
+        if size == 1:
+            continue
+        own = [a.strides[axis] for a in accesses]
+        if sizes and all(s[-1] == o * size for s, o in zip(strides, own, strict=True)):
+            sizes[-1] *= size
+            for s, o in zip(strides, own, strict=True):
+                s[-1] = o
+        else:
+            sizes.append(size)
+            for s, o in zip(strides, own, strict=True):
+                s.append(o)
+    return tuple(sizes), [Access(a.offset, tuple(s)) for a, s in zip(accesses, strides, strict=True)]
+
+
+def split(count: int, most: int) -> list[tuple[int, int]]:
+    """Cuts a number into blocks of nearly equal size: (size of a block, how many) pairs."""
+    blocks = -(-count // most)
+    size, longer = divmod(count, blocks)
+    return [pair for pair in ((size + 1, longer), (size, blocks - longer)) if pair[1]]

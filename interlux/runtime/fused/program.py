@@ -1,0 +1,119 @@
+"""From a model to a program: its layers executed by the builder, its inputs as buffers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ...ir import trees
+from ...ir.errors import InvalidModelError, UnsupportedError
+from ...ir.foreign import Kind
+from ...ir.graph import execute, graph_of
+from ...ir.layer import Layer
+from ...ir.model import Model, TensorSpec
+from ...ir.trees import Tree
+from .builder import Builder, is_missing
+from .steps import Program
+from .tensors import Buffer, Tensor, whole
+
+_FLOATS = ("float32", "float64")
+
+
+def program_of(model: Model) -> Program:
+    """The steps of a model in evaluation mode.
+
+    Raises UnsupportedError naming every layer that the engine has no code for.
+    """
+    signature = model.require_signature()
+    batched = any(not isinstance((spec.shape or (None,))[0], int) for spec in signature.inputs if spec.shape != ())
+    kinds = [_kind(spec, batched) for spec in signature.inputs]
+    return record(model.layer, model.params, model.states, kinds, batched)
+
+
+def _kind(spec: TensorSpec, batched: bool) -> Kind:
+    """Shape and dtype of one sample of an input, in a model without a batch of the whole input."""
+    if spec.container or spec.shape is None:
+        raise UnsupportedError(f"the fused engine takes arrays of known rank; input {spec} is none")
+    sizes = spec.shape
+    if batched:
+        if not sizes or isinstance(sizes[0], int):
+            raise UnsupportedError(f"the fused engine needs the batch as the first axis of every input, not {spec}")
+        sizes = (1, *sizes[1:])
+    dynamic = [str(d) for d in sizes if not isinstance(d, int)]
+    if dynamic:
+        raise UnsupportedError(f"the fused engine needs fixed sizes behind the batch; {spec} has {', '.join(dynamic)}")
+    return Kind(tuple(int(d) for d in sizes if d is not None), np.dtype(spec.dtype))  # type: ignore[arg-type]
+
+
+def record(
+    layer: Layer, params: Tree, states: Tree, kinds: Sequence[Kind], batched: bool
+) -> Program:
+    """The steps of a layer.
+
+    Arguments:
+        kinds: of its inputs; with a batch the first size is 1.
+    """
+    params, states = (trees.map_leaves(np.asarray, tree) for tree in (params, states))
+    dtype = _dtype(kinds, params, states)
+    inputs = []
+    for number, kind in enumerate(kinds):
+        if kind.dtype != dtype and kind.dtype not in (np.int32, np.int64):
+            raise UnsupportedError(f"the fused engine has no inputs of {kind.dtype} beside {dtype}; use one of float32 "
+                                   "and float64, and int32 or int64 for row numbers")  # fmt: skip
+        inputs.append(Buffer(int(np.prod(kind.shape, dtype=np.int64)), kind.dtype, number))
+    values = [
+        whole(buffer, kind.shape, kind.dtype, 0 if batched else None)
+        for buffer, kind in zip(inputs, kinds, strict=True)
+    ]
+    builder = Builder(dtype)
+    outputs = _execute(builder, layer, params, states, values)
+    return Program(dtype, inputs, [_output(builder, o, batched, i) for i, o in enumerate(outputs)], builder.steps, batched)
+
+
+def _dtype(kinds: Sequence[Kind], params: Tree, states: Tree) -> np.dtype[Any]:
+    """The one floating-point dtype of inputs and parameters."""
+    found = {k.dtype.name for k in kinds if k.dtype.kind not in "iub"}
+    found |= {a.dtype.name for _, a in trees.leaves(params) if trees.is_float(a.dtype)}
+    if not found:
+        found = {a.dtype.name for _, a in trees.leaves(states) if trees.is_float(a.dtype)} or {"float32"}
+    if len(found) > 1 or not found <= set(_FLOATS):
+        raise UnsupportedError(f"the fused engine computes in float32 or float64 throughout, not in {', '.join(sorted(found))}")
+    return np.dtype(found.pop())
+
+
+def _execute(builder: Builder, layer: Layer, params: Tree, states: Tree, inputs: list[Tensor]) -> list[Any]:
+    graph = graph_of(layer)
+    if graph is not None:
+        graph = graph.pruned()
+        if len(inputs) != len(graph.inputs):
+            raise InvalidModelError(f"{len(graph.inputs)} inputs are needed, not {len(inputs)}")
+        environment: dict[str | None, Any] = {None: None, **dict(zip(graph.inputs, inputs, strict=True))}
+        written = execute(graph.nodes, builder, params, states, environment, train=False)
+        changed = [trees.name_of(path) for path in written]
+        outputs = [environment[name] for name in graph.outputs]
+    else:
+        y, new = builder.layer(layer, params, states, *inputs, train=False)
+        changed = [trees.name_of(path) for path in trees.changed(states, new)]
+        outputs = list(y) if isinstance(y, tuple) else [y]
+    if builder.unsupported:
+        raise UnsupportedError(
+            "the fused engine does not take these layers; use backend='jax' or 'onnxruntime'", builder.unsupported
+        )
+    if changed:
+        raise UnsupportedError("the fused engine keeps no states, but evaluation writes to", changed)
+    assert not any(is_missing(o) for o in outputs)
+    return outputs
+
+
+def _output(builder: Builder, value: Any, batched: bool, number: int) -> Tensor:
+    """An output as a tensor whose samples lie one behind the other."""
+    tensor = builder.tensor(value)
+    if tensor.dtype != builder.dtype:
+        raise UnsupportedError(f"the fused engine has no outputs of {tensor.dtype.name} (output {number})")
+    if batched and tensor.axis is None:
+        raise UnsupportedError(f"output {number} does not depend on the batch; the fused engine needs one that does")
+    if batched and tensor.batch_rank()[0] != 1:
+        raise UnsupportedError(f"the batch must be the first axis of output {number}, not axis {tensor.axis}")
+    return tensor
