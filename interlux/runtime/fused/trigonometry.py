@@ -1,0 +1,99 @@
+"""Sine, cosine and arc tangent; as in `vectormath`."""
+
+from __future__ import annotations
+
+import math
+
+from . import coefficients
+from .llvm import F64, Function, Value
+from .pairs import quick_two_sum, two_product
+from .vectormath import FLOAT, format_of, in_double, polynomial
+
+ATAN_LIMIT = math.tan(math.pi / 8)
+
+
+def atan(f: Function, x: Value) -> Value:
+    """The arc tangent, of a number reduced by atan(a) = atan((a - 1) / (a + 1)) + π/4 = atan(-1 / a) + π/2."""
+    if format_of(x) is FLOAT:
+        return in_double(f, lambda f, wide: _atan(f, wide, short=True), x)
+    return _atan(f, x, short=False)
+
+
+def _atan(f: Function, x: Value, short: bool) -> Value:
+    a = f.abs(x)
+    far, near = a > 1 / ATAN_LIMIT, a <= ATAN_LIMIT
+    zero, one = f.const(0.0, x.type), f.const(1.0, x.type)
+    numerator = f.select(near, a, f.select(far, -one, a - 1.0))
+    denominator = f.select(near, one, f.select(far, a, a + 1.0))
+    quotient = numerator / denominator
+    z = quotient * quotient
+    series = quotient * z * polynomial(f, z, coefficients.ATAN["float" if short else "double"])
+    high = f.select(near, zero, f.select(far, f.const(math.pi / 2, x.type), math.pi / 4))
+    if short:
+        return f.copysign(high + (series + quotient), x)
+    # what π/2 and the quotient lack
+    low = f.select(near, zero, f.select(far, f.const(6.123233995736766e-17, x.type), 3.061616997868383e-17))
+    outside = near | far
+    lost_n = f.select(outside, zero, a - (numerator + 1.0))
+    lost_d = f.select(outside, zero, f.select(a > 1.0, 1.0 - (denominator - a), a - (denominator - 1.0)))
+    product, error = two_product(f, quotient, denominator)
+    rest = (((numerator - product) - error) + f.fma(-quotient, lost_d, lost_n)) / denominator
+    rest = f.select(a < math.inf, rest, zero)
+    total, lost = quick_two_sum(high, quotient)
+    direct = quotient + (series + rest)
+    return f.copysign(f.select(near, direct, total + (lost + (series + (rest + low)))), x)
+
+
+# π/2 in parts of 33 bits, whose products with numbers below 2^20 are exact, and the rest
+PARTS = (1.5707963267341256, 6.077100506303966e-11, 2.0222662487111665e-21, 8.4784276603689e-32)
+LARGE = 2.0**20  # beyond, the quotient by π/2 has too many digits for the parts
+
+
+def sin(f: Function, x: Value) -> Value:
+    return _wave(f, x, 0)
+
+
+def cos(f: Function, x: Value) -> Value:
+    return _wave(f, x, 1)
+
+
+def _wave(f: Function, x: Value, quarters: int) -> Value:
+    """sin(x + quarters · π/2)."""
+    if format_of(x) is FLOAT:
+        wide = f.cast("fpext", x, F64)
+        high, _, quadrant = reduced(f, wide)
+        return f.cast("fptrunc", _of_reduced(f, high, None, quadrant + quarters), x.type.scalar)
+    high, low, quadrant = reduced(f, x)
+    return _of_reduced(f, high, low, quadrant + quarters)
+
+
+def _of_reduced(f: Function, r: Value, low: Value | None, quadrant: Value) -> Value:
+    """sin(r + low + quadrant · π/2) for |r| <= π/4; without low, to the precision of float32."""
+    z = r * r
+    kind = "float" if low is None else "double"
+    sine = r * z * polynomial(f, z, coefficients.SIN[kind])
+    if low is not None:
+        sine = f.fma(low, f.fma(z, -0.5, 1.0), sine)
+    sine = r + sine
+    half = z * 0.5
+    whole = 1.0 - half
+    rest = z * z * polynomial(f, z, coefficients.COS[kind])
+    if low is not None:
+        rest = ((1.0 - whole) - half) + (rest - r * low)
+    cosine = whole + rest
+    odd = f.ne(quadrant & 1, 0)
+    result = f.select(odd, cosine, sine)
+    return f.from_bits(f.bits(result) ^ ((quadrant & 2) << 62), r.type.scalar)
+
+
+def reduced(f: Function, x: Value) -> tuple[Value, Value, Value]:
+    """r, low and an integer q (modulo 4 it counts) with x = r + low + q π/2, for float64."""
+    kind = format_of(x)
+    shifted = f.fma(x, 2 / math.pi, kind.magic)
+    n = shifted - kind.magic
+    first = x - n * PARTS[0]  # exact, as are both products
+    product = n * PARTS[1]
+    high = first - product
+    low = ((first - high) - product) - n * PARTS[2] - n * PARTS[3]
+    r = high + low
+    return r, (high - r) + low, f.bits(shifted)
