@@ -24,12 +24,14 @@ def split(entry: Entry, chunk: int = 64, count: int = 4) -> Entry:
     """Uses threads from two chunks on, whatever pays."""
     call = entry.description
     call.threads, call.chunk, call.split_from, call.release_from = count, chunk, 2 * chunk, 1
+    for history in call.history:
+        history.alone, history.calls = 2**40, 3  # one thread takes ages
     return entry
 
 
 def test_plan() -> None:
     small = Entry(affine(nanoseconds=2.0), threads=2).description
-    assert (small.release_from, small.split_from, small.chunk) == (4000, 30000, 5056)
+    assert (small.release_from, small.split_from, small.chunk) == (4000, 12500, 2560)
     large = Entry(affine(nanoseconds=5e6), threads=2).description
     assert (large.release_from, large.split_from, large.chunk, large.threads) == (1, 128, 64, 2)
     one = Entry(affine(nanoseconds=5e6), threads=1).description
@@ -84,6 +86,27 @@ def test_eight_threads_ask_at_once() -> None:
     assert not wrong
 
 
+def test_threads_that_do_not_pay_are_given_up() -> None:
+    """Where several threads lose, one is used, and they are tried again when that costs little."""
+    entry = split(Entry(affine()))
+    history, x = entry.description.history[2], np.ones((600, 4), np.float32)
+    history.alone, history.calls, history.account = 1, 4, 0
+    entry.call(x)  # in several threads: slower than one thread, which takes no time at all
+    assert history.account < 0 and history.alone == 1
+    history.alone = 2**40
+    calls = 0
+    while history.account < 0 and calls < 10**6:
+        entry.call(x)  # in this thread
+        calls += 1
+    assert history.account >= 0 and calls >= 2
+    history.calls, history.alone = 4, 2**40
+    entry.call(x)
+    assert history.account == 5_000_000  # they have paid, and the account is full
+    history.calls, history.account = 64, 7
+    entry.call(x)  # one of 64 calls measures one thread
+    assert history.account == 7 and history.alone < 2**40
+
+
 def test_threads_sleep_and_wake() -> None:
     """Work after a pause finds the threads again."""
     entry = split(Entry(affine()))
@@ -114,7 +137,7 @@ inputs = [np.ones((1000, 4), np.float32), np.ones(100)]
 expected = [3, 40_000]
 
 def right():
-    return all((e.call(x)[0] == y).all() for e, x, y in zip(entries, inputs, expected))
+    return all((e.call(x)[0] == y).all() for _ in range(4) for e, x, y in zip(entries, inputs, expected))
 
 stop = False
 def busy():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 
+SIZES = 16  # of batches that threads are judged by: powers of 2 times the smallest that may be split
 ARENAS = 8  # arenas that are kept for the next calls: as many threads as compute at once without asking for memory
 
 _free = ctypes.CDLL(None).free
@@ -22,6 +23,21 @@ class Port(ctypes.Structure):
     ]
 
 
+class History(ctypes.Structure):
+    """What was measured of batches of about one size.
+
+    alone: time per sample in one thread, in nanoseconds · 1024.
+    account: nanoseconds that threads have saved so far.
+    calls: their number.
+    """
+
+    _fields_ = [
+        ("alone", ctypes.c_int64),
+        ("account", ctypes.c_int64),
+        ("calls", ctypes.c_int64),
+    ]
+
+
 class Call(ctypes.Structure):
     """A native function with its parameters, and when what pays.
 
@@ -32,8 +48,9 @@ class Call(ctypes.Structure):
     out: the string "out".
     smallest, largest: batches that the model takes.
     release_from: the batch from which Python's lock is released.
-    split_from: the batch from which at most `threads` threads are used, on chunks of `chunk` samples.
+    split_from: the batch from which at most `threads` threads may be used, on chunks of `chunk` samples.
     pool: of threads.
+    history: of batches from `split_from` on, by size.
     arenas: that are not in use.
     """
 
@@ -54,6 +71,7 @@ class Call(ctypes.Structure):
         ("chunk", ctypes.c_int64),
         ("threads", ctypes.c_int64),
         ("pool", ctypes.c_void_p),
+        ("history", History * SIZES),
         ("arenas", ctypes.c_void_p * ARENAS),
     ]
 
@@ -71,6 +89,11 @@ def at(name: str) -> int:
 def port_at(name: str) -> int:
     """The byte offset of a field of `Port`."""
     return int(getattr(Port, name).offset)
+
+
+def history_at(name: str) -> int:
+    """The byte offset of a field of `History`."""
+    return int(getattr(History, name).offset)
 
 
 PORT_BYTES = ctypes.sizeof(Port)

@@ -7,11 +7,19 @@ returns 0, or 1 if there was no memory. Any number of threads may be in it at on
 
 from __future__ import annotations
 
+import ctypes
+import time
+
 from . import atomic
-from .descriptor import ARENAS, PORT_BYTES, at, port_at
-from .llvm import I64, PTR, VOID, Function, Module, Value
+from .descriptor import ARENAS, PORT_BYTES, SIZES, History, at, history_at, port_at
+from .llvm import I1, I32, I64, PTR, VOID, Function, Module, Value
 
 STACK = 16384  # bytes; a smaller arena lies on the stack
+_LEARNING = 3  # the first calls are made in one thread
+_MEASURE = 64  # … and later one of so many, to know how long that takes now
+_PAID_IN = 5  # 1/2^5 of the time in one thread is what trying threads may cost
+_MOST_SAVED = 5_000_000  # nanoseconds: what threads may lose when the machine becomes busy
+_CLOCK = getattr(time, "CLOCK_MONOTONIC", 1)
 _ARGUMENTS = [("call", PTR), ("inputs", PTR), ("outputs", PTR), ("parameters", PTR), ("batch", I64)]
 # What the caller of a job hands to its chunks, as words: the arguments of `dispatch`, then these.
 _COUNT, _SIZE, _FAILED, _WORDS = 5, 6, 7, 8
@@ -24,6 +32,7 @@ def emit_dispatch(module: Module) -> None:
     _serial_large(module)
     _serial(module)
     _chunk(module)
+    _split(module)
     _parallel(module)
     f = module.function("dispatch", _ARGUMENTS, I64, noalias=False)
     arguments = [f[name] for name, _ in _ARGUMENTS]
@@ -113,19 +122,63 @@ def _chunk(module: Module) -> None:
     f.ret()
 
 
+def _split(module: Module) -> None:
+    """`int64_t split(…)`: `dispatch` in several threads. Returns -1 where nothing was done: the pool is occupied."""
+    f = module.function("split", _ARGUMENTS, I64, noalias=False)
+    call, size = f["call"], atomic.field(f, f["call"], at("chunk"))
+    count = f.div(f["batch"], size)
+    job = f.scratch(I64, _WORDS)
+    for i, value in enumerate([*(f[name] for name, _ in _ARGUMENTS), count, size, f.const(0, I64)]):
+        f.store(value, (job + i).of(value.type))
+    pool, threads = atomic.pointer_at(f, call, at("pool")), atomic.field(f, call, at("threads"))
+    done = f.call("pool_run", I64, pool, Value(f, "@chunk", PTR), job, count, threads)
+    f.exit_when(f.eq(done, 0), f.const(-1, I64))
+    f.ret(f.load(job + _FAILED))
+
+
 def _parallel(module: Module) -> None:
-    """`dispatch` in several threads; in this one alone if the batch is small or the pool is occupied."""
+    """`int64_t parallel(…)`: `dispatch` in several threads where they have paid so far, else in this one.
+
+    Whether they do depends on what else the machine does: a thread that waits for a core holds up the others. So there
+    is an account for each size of batch. A call in several threads is credited with what it saved over one thread, or
+    charged what it lost; below zero one thread is used, and every such call pays a little in, until threads may be
+    tried again. Overall they cannot lose more than that little.
+    """
     f = module.function("parallel", _ARGUMENTS, I64, noalias=False)
     call, batch = f["call"], f["batch"]
     arguments = [f[name] for name, _ in _ARGUMENTS]
-    size = atomic.field(f, call, at("chunk"))
-    count = f.div(batch, size)
-    with f.when(count > 1):
-        job = f.scratch(I64, _WORDS)
-        for i, value in enumerate([*arguments, count, size, f.const(0, I64)]):
-            f.store(value, (job + i).of(value.type))
-        pool, threads = atomic.pointer_at(f, call, at("pool")), atomic.field(f, call, at("threads"))
-        done = f.call("pool_run", I64, pool, Value(f, "@chunk", PTR), job, count, threads)
-        with f.when(f.ne(done, 0)):
-            f.ret(f.load(job + _FAILED))
-    f.ret(f.call("serial", I64, *arguments))
+    with f.when(batch < atomic.field(f, call, at("chunk")) * 2):
+        f.ret(f.call("serial", I64, *arguments))
+    ratio = f.div(batch, atomic.field(f, call, at("split_from")))
+    size = f.op("sub", 63, f.call("llvm.ctlz.i64", I64, ratio, f.const(False, I1)))
+    size = f.select(size < SIZES - 1, size, SIZES - 1)
+    history = atomic.place(f, call, size * ctypes.sizeof(History) + at("history"))
+    alone, account = (atomic.place(f, history, history_at(name)) for name in ("alone", "account"))
+    calls = atomic.add(f, atomic.place(f, history, history_at("calls")), f.const(1, I64))
+    saved = atomic.load(f, account, I64, "monotonic")
+    before = atomic.load(f, alone, I64, "monotonic")
+    measure = (calls < _LEARNING) | f.eq(calls & (_MEASURE - 1), 0)
+    start = _now(f)
+    failed = f.variable(-1, I64)
+    with f.when((saved >= 0) & f.not_(measure)):
+        failed.set(f.call("split", I64, *arguments))
+        with f.when(failed.get() >= 0):
+            more = saved + f.op("ashr", before * batch, 10) - (_now(f) - start)
+            atomic.store(f, f.select(more < _MOST_SAVED, more, _MOST_SAVED), account, "monotonic")
+    with f.when(failed.get() < 0):
+        failed.set(f.call("serial", I64, *arguments))
+        elapsed = _now(f) - start
+        sample = f.div(elapsed << 10, batch)
+        sample = f.select(sample > before << 1, before << 1, sample)  # it was interrupted
+        weight = f.select(calls < _LEARNING, f.const(1, I64), f.const(2, I64))
+        atomic.store(f, before + f.op("ashr", sample - before, weight), alone, "monotonic")
+        with f.when(saved < 0):
+            atomic.store(f, saved + f.op("ashr", elapsed, _PAID_IN), account, "monotonic")
+    f.ret(failed.get())
+
+
+def _now(f: Function) -> Value:
+    """The time in nanoseconds."""
+    time = f.scratch(I64, 2, 8)
+    f.call("clock_gettime", I32, f.const(_CLOCK, I32), time)
+    return f.load(time) * 1_000_000_000 + f.load(time + 1)

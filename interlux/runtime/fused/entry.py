@@ -32,8 +32,8 @@ from .descriptor import Call, Port
 from .threads import cores
 
 RELEASE = 8_000  # nanoseconds of work from which Python's lock is released; doing so costs 50
-SPLIT = 60_000  # nanoseconds of work from which threads are used: waking one takes as long
-CHUNK = 10_000  # nanoseconds of work in a chunk
+SPLIT = 25_000  # nanoseconds of work from which threads are tried; less could never pay
+CHUNK = 5_000  # nanoseconds of work in a chunk
 NEVER = 2**62
 _METH_FASTCALL, _METH_KEYWORDS = 0x80, 0x02
 _XLA_TYPES = {  # XLA_FFI_DataType
@@ -150,21 +150,23 @@ class Entry:
         call.release_from = max(1, math.ceil(RELEASE / self.nanoseconds))
         if threads > 1:
             call.threads = threads
+            for history in call.history:
+                history.alone = math.ceil(self.nanoseconds * 1024)
             call.chunk = own.grain * math.ceil(CHUNK / (self.nanoseconds * own.grain))
             call.split_from = max(math.ceil(SPLIT / self.nanoseconds), 2 * call.chunk)
 
     def _measure(self) -> float:
         """Nanoseconds per sample, on zeros."""
-        best, batch = math.inf, self.native.grain
+        batch = self.native.grain
         while True:
             arrays = [np.zeros((batch, *kind.shape), kind.dtype) for kind in self.native.inputs]
-            outputs = self._outputs(batch)
-            for _ in range(3):
+            outputs, best = self._outputs(batch), math.inf
+            for _ in range(4):
                 start = time.perf_counter_ns()
                 self._compute(arrays, outputs)
-                best = min(best, (time.perf_counter_ns() - start) / batch)
-            if best * batch > 10_000 or batch >= 4096:  # long beside the call itself
-                return best
+                best = min(best, time.perf_counter_ns() - start)
+            if best > 40_000 or batch >= 4096:  # long beside the call itself
+                return best / batch
             batch *= 4
 
     def _outputs(self, batch: int) -> tuple[np.ndarray, ...]:

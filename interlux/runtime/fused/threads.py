@@ -25,7 +25,7 @@ from .llvm import I1, I32, I64, PTR, VOID, Function, Library, Module, Value
 
 MOST = 64  # threads of a job, the caller included
 SPINS = 2000  # rounds of waiting before a thread sleeps: about 40 µs
-YIELD_AFTER = 4000  # rounds of waiting for the others before the caller lets another process run
+YIELD_AFTER = 1000  # rounds of waiting for the others before the caller lets another process run
 
 # Byte offsets in the pool's memory, on cache lines of their own.
 _OWNER, _STATE, _DONE, _JOB, _STOP, _SLOTS = 0, 128, 256, 384, 512, 640
