@@ -249,9 +249,17 @@ def to_c(model: Model, folder: Path) -> None:
     raise _later("export to C", "use ix.to_onnx")
 
 
-def to_fused(layer: Layer, input_shape: Sequence[int]) -> Layer:
-    """A layer that runs as one native function (not yet)."""
-    raise _later("the fused CPU engine", "use ix.compile(model, backend='jax')")
+def to_fused(
+    layer: Layer,
+    input_shape: Sequence[int] | Sequence[Sequence[int]],
+    params: Mapping[str, Any] | None = None,
+    states: Mapping[str, Any] | None = None,
+    threads: int | None = None,
+) -> Layer:
+    """A layer that runs as one native function on the CPU. See `interlux.runtime.fused.layer.to_fused`."""
+    with needs("fused"):
+        from .runtime.fused.layer import to_fused as convert
+    return convert(layer, input_shape, params, states, threads)
 
 
 def bundle(model: Model, folder: Path, targets: Sequence[str] = (), verify: bool = True) -> None:

@@ -62,9 +62,7 @@ def test_the_version_is_that_of_the_package() -> None:
         lambda m: ix.assign_keras_weights(None, m),
         lambda m: ix.to_stablehlo(m, "x"),
         lambda m: ix.to_c(m, "x"),
-        lambda m: ix.to_fused(m.layer, (3,)),
         lambda m: ix.bundle(m, "x"),
-        lambda m: ix.compile(m, backend="fused"),
         lambda m: ix.verify(m, m, backends=("fused",)),
     ],
 )

@@ -414,3 +414,27 @@ def test_layouts_that_differ(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     monkeypatch.setattr(abi.sys.implementation, "name", "pypy")
     assert "CPython" in str(abi.layout.__wrapped__())
+
+
+def test_attached_to_a_runner() -> None:
+    class Runner:
+        """Runs."""
+
+        def __init__(self) -> None:
+            self.entry = Entry(affine(), signed())
+            self.entry.attach(self)
+
+    runner, other = Runner(), Runner()
+    x = np.ones((2, 4), np.float32)
+    for each in (runner, other):
+        assert isinstance(each, Runner) and type(each).__name__ == "Runner" and type(each).__doc__ == "Runs."
+        assert (each(x)[0] == 3).all() and (each(x=x)[0] == 3).all()  # type: ignore[operator]
+        assert type(type(each).__call__) is type(len)
+    with pytest.raises(InvalidModelError, match="float64"):
+        runner(x.astype(float))  # type: ignore[operator]
+    import weakref
+
+    gone = weakref.ref(runner)
+    del runner, each
+    gc.collect()
+    assert gone() is None

@@ -104,6 +104,15 @@ class Entry:
         self.call: Callable[..., tuple[np.ndarray, ...]] = _builtin(self.description) if self.fast else self.slow
         self._plan(cores() if threads is None else threads)
 
+    def attach(self, runner: Any) -> None:
+        """Makes an object call this entry when it is called, without Python in between.
+
+        The object gets a class of its own, derived from its present one.
+        """
+        kind = type(runner)
+        own = {"__call__": self.call, "__doc__": kind.__doc__, "__module__": kind.__module__, "__slots__": ()}
+        runner.__class__ = type(kind.__name__, (kind,), own)
+
     def _describe(self) -> Call:
         own, call = self.native, Call()
         kinds = (*own.inputs, *own.outputs)
