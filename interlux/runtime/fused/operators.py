@@ -381,7 +381,7 @@ def MatMul_(b: Builder, x: Value, y: Value) -> Tensor:
 OPERATORS["MatMul"] = OPERATORS.pop("MatMul_")
 
 
-def matmul(b: Builder, left: Tensor, right: Tensor, scale: float = 1.0) -> Tensor:
+def matmul(b: Builder, left: Tensor, right: Tensor) -> Tensor:
     """left [..., m, k] · right [..., k, n], broadcast over the leading axes."""
     (m, k), n = left.shape[-2:], right.shape[-1]
     rank = max(len(left.shape), len(right.shape))
@@ -402,7 +402,7 @@ def matmul(b: Builder, left: Tensor, right: Tensor, scale: float = 1.0) -> Tenso
     for t, tail in ((left, (m, k)), (right, (k, n))):
         spread = t.reshaped(t.shape).moved(np.broadcast_to(t.index, (*lead, *tail)), None)
         operands.append(b.reach(spread, (count, *tail)))
-    made = b.result(MatMul, operands, (count, m, n), left if left.axis is not None else right, scale)
+    made = b.result(MatMul, operands, (count, m, n), left if left.axis is not None else right)
     return Tensor(made.source, made.index.reshape(*lead, m, n), made.dtype, axis, outer)
 
 

@@ -15,6 +15,10 @@ from .steps import (
 from .tensors import Buffer, Tensor, whole
 
 _CARRIERS = (Dense, Conv, MatMul, Normalize, Softmax, Reduce, Pool, Elementwise)  # steps that can have an epilogue
+_LIGHT = frozenset(
+    "Abs Add And Constant Div Equal Greater GreaterOrEqual HardSigmoid HardSwish HardTanh Identity LeakyRelu Less "
+    "LessOrEqual Max Min Mul Neg Not Or PRelu Reciprocal Relu Rsqrt ScaleShift Sqrt Sub ThresholdedRelu Where Xor".split()
+)
 _MONOTONE = frozenset(("Relu", "Tanh", "Sigmoid"))  # may be exchanged with a maximum
 
 
@@ -99,6 +103,8 @@ def _absorbed(producer: Step, step: Elementwise, positions: list[int]) -> Step |
         folded = _scaled(producer, step, expression)
         if folded is not None:
             return folded
+    if any(c.op not in _LIGHT for c in expression.code):
+        return None  # long code, written out for every register of a kernel, would take long to compile
     others = [t.reshaped(producer.shape).plain() for t in expression.operands[1:]]
     if any(t.access() is None for t in others):
         return None

@@ -137,8 +137,6 @@ class MatMul(Step):
     """Products of matrices that both depend on the sample. operands: a [count, m, k], b [count, k, n]; shape
     [count, m, n]."""
 
-    scale: float = 1.0
-
 
 @dataclass(eq=False)
 class Conv(Step):

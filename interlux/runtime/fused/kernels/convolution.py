@@ -12,7 +12,7 @@ from ..llvm import Index, Value
 from ..steps import Conv
 from ..tensors import Access
 from .elementwise import Epilogue
-from .schedule import Schedule, access_of, split
+from .schedule import Blocks, Schedule, access_of
 
 
 def storage(step: Conv) -> tuple[Access, tuple[int, ...]]:
@@ -57,15 +57,17 @@ def _samples_in_lanes(s: Schedule, step: Conv) -> None:
         positions = []
     block_size = max(1, min(per_group, room // max(along, len(positions), 1)))
     looped, taps = _taps(step, 7)
-    first = 0
-    packed = _packed(step, split(per_group, block_size))
-    weights = s.weights(packed, (step, "samples", block_size))
+    blocks = Blocks.of(per_group, block_size)
+    size = blocks.size
+    weights = s.weights(_packed(step, blocks), (step, "samples", blocks))
     bias = s.weights(step.bias, (step, "bias"))
     taps_size = channels * prod(step.weight.shape[2:])
+    row = Blocks.of(spatial[-1], along)
+    places = positions or [(*(0,) * (len(spatial) - 1), p) for p in range(row.size)]
     scale = step.pool or (1,) * len(spatial)
 
-    def block(group: Index, out: Index, w: Value, size: int, at: list[Any], places: list[tuple[int, ...]]) -> None:
-        """Output channels from `out` on at positions `at` + each of places."""
+    def block(group: Index, out: Index, w: Value, at: list[Any]) -> None:
+        """A block of output channels from `out` on, at positions `at` + each of places."""
         sums = []
         for o in range(size):
             start = s.broadcast(bias + f.add(out, o))
@@ -103,35 +105,20 @@ def _samples_in_lanes(s: Schedule, step: Conv) -> None:
                 order = [*where, channel] if step.channels_last else [channel, *where]
                 s.store(finish(values, order), s.at(step.output, s.index(target, [channel, *where])))
 
-    for size, count in split(per_group, block_size):
-        with f.loop(0, step.groups) as group, f.loop(0, count) as number:
-            out = f.add(f.mul(group, per_group), f.add(f.mul(number, size), first))
-            w = weights + f.add(f.mul(group, per_group * taps_size), f.mul(f.add(f.mul(number, size), first), taps_size))
-            with s.nest(spatial[:-1]) as outer:
-                if step.pool:
-                    with f.loop(0, spatial[-1]) as last:
-                        block(group, out, w, size, [*outer, last], positions)
-                    continue
-                zeros = (0,) * (len(spatial) - 1)
-                done = 0
-                for width, times in split(spatial[-1], along):
-                    with f.loop(0, times) as i:
-                        last = f.add(f.mul(i, width), done)
-                        block(group, out, w, size, [*outer, last], [(*zeros, p) for p in range(width)])
-                    done += width * times
-        first += size * count
+    with f.loop(0, step.groups) as group, f.loop(0, blocks.count) as number:
+        out = f.add(f.mul(group, per_group), blocks.first(f, number))
+        w = weights + f.mul(f.add(f.mul(group, blocks.count), number), size * taps_size)
+        with s.nest(spatial[:-1]) as outer, f.loop(0, row.count) as i:
+            block(group, out, w, [*outer, row.first(f, i)])
 
 
-def _packed(step: Conv, blocks: list[tuple[int, int]]) -> np.ndarray:
+def _packed(step: Conv, blocks: Blocks) -> np.ndarray:
     """Weights as [group, block, in, *kernel, outputs of the block]."""
-    parts = []
-    for group in np.split(step.weight, step.groups):
-        row = 0
-        for size, count in blocks:
-            for _ in range(count):
-                parts.append(np.moveaxis(group[row : row + size], 0, -1).ravel())
-                row += size
-    return np.concatenate(parts)
+    return np.concatenate([
+        np.moveaxis(group[start : start + blocks.size], 0, -1).ravel()
+        for group in np.split(step.weight, step.groups)
+        for start in blocks.starts()
+    ])  # fmt: skip
 
 
 def _channels_in_lanes(s: Schedule, step: Conv) -> None:
@@ -143,32 +130,26 @@ def _channels_in_lanes(s: Schedule, step: Conv) -> None:
     outs, channels = step.weight.shape[:2]
     kernel = step.weight.shape[2:]
     finish = Epilogue(s, step.epilogue, step.shape)
-    vectors = -(-outs // width)
-    group = min(vectors, 4 if vectors % 4 == 0 else 3 if vectors % 3 == 0 else 2)
+    blocks = Blocks.of_vectors(outs, width, 4)
+    size = blocks.size // width
+    rest = outs if outs < width else None
     scale = step.pool or (1,) * len(spatial)
     window = list(product(*(range(p) for p in scale)))
-    along = max(1, min(spatial[-1], (s.accumulators // group) // len(window)))
-    looped, taps = _taps(step, 3 if along * group > 8 else 7)
-    padded = np.zeros((vectors * width, *step.weight.shape[1:]))
-    padded[:outs] = step.weight
-    blocks = [(size * width, count) for size, count in split(vectors, group)]
-    parts = []
-    row = 0
-    for size, count in blocks:
-        for _ in range(count):
-            parts.append(np.moveaxis(padded[row : row + size], 0, -1).ravel())
-            row += size
-    weights = s.weights(np.concatenate(parts), (step, "channels", group))
-    bias = s.weights(np.pad(step.bias, (0, vectors * width - outs)), (step, "bias"))
+    along = max(1, min(spatial[-1], (s.accumulators // size) // len(window)))
+    looped, taps = _taps(step, 3 if along * size > 8 else 7)
+    padded = np.pad(step.weight, ((0, max(0, width - outs)), *((0, 0),) * (step.weight.ndim - 1)))
+    parts = [np.moveaxis(padded[v : v + blocks.size], 0, -1).ravel() for v in blocks.starts()]
+    weights = s.weights(np.concatenate(parts), (step, "channels", blocks))
+    bias = s.weights(np.pad(step.bias, (0, max(0, width - outs))), (step, "bias"))
+    positions = Blocks.of(spatial[-1], along)
     size_bytes = width * s.element.bytes
     inner = prod(kernel)
 
-    def block(vector: Index, size: int, partly: bool, at: list[Any], many: int) -> None:
-        """`size` vectors of channels from `vector` on, at `many` positions along the last axis from `at` on."""
-        start = [f.load(bias + f.mul(f.add(vector, v), width), width, size_bytes) for v in range(size)]
-        places = [(*(0,) * (len(spatial) - 1), p) for p in range(many)]
+    def block(w: Value, out: Index, at: list[Any]) -> None:
+        """`size` vectors of channels from `out` on, at a block of positions along the last axis from `at` on."""
+        start = [f.load(bias + f.add(out, v * width), width) for v in range(size)]
+        places = [(*(0,) * (len(spatial) - 1), p) for p in range(positions.size)]
         sums = [[[f.variable(value) for value in start] for _ in window] for _ in places]
-        w = weights + f.mul(vector, width * channels * inner)
         with s.nest((channels, *looped)) as (c, *outer):
             inside: Any = f.mul(c, inner)
             for axis, k in enumerate(outer):
@@ -196,26 +177,13 @@ def _channels_in_lanes(s: Schedule, step: Conv) -> None:
         for p, place in enumerate(places):
             where = [f.add(a, b) for a, b in zip(at, place, strict=True)]
             for v in range(size):
-                channel = f.mul(f.add(vector, v), width)
-                count = (outs - 1) % width + 1 if partly and v == size - 1 else None
+                channel = f.add(out, v * width)
                 order = [*where, channel]
-                value = finish.vector(sums[p][0][v].get(), order, count)
+                value = finish.vector(sums[p][0][v].get(), order, rest)
                 for q in range(1, len(window)):
-                    value = f.maximum(value, finish.vector(sums[p][q][v].get(), order, count))
-                f.store(value, s.at(step.output, s.index(target, [channel, *where])), count=count)
+                    value = f.maximum(value, finish.vector(sums[p][q][v].get(), order, rest))
+                f.store(value, s.at(step.output, s.index(target, [channel, *where])), count=rest)
 
-    first = 0
-    for size, count in split(vectors, group):
-        whole = count - 1 if (first + size * count) * width > outs else count
-        for begin, number in ((0, whole), (whole, count - whole)):
-            if not number:
-                continue
-            with f.loop(begin, begin + number) as i, s.nest(spatial[:-1]) as outer:
-                done = 0
-                for many, times in split(spatial[-1], along):
-                    with f.loop(0, times) as j:
-                        last = f.add(f.mul(j, many), done)
-                        vector = f.add(f.mul(i, size), first)
-                        block(vector, size, begin + number == count, [*outer, last], many)
-                    done += many * times
-        first += size * count
+    with f.loop(0, blocks.count) as i, s.nest(spatial[:-1]) as outer, f.loop(0, positions.count) as j:
+        w = weights + f.mul(i, blocks.size * channels * inner)
+        block(w, blocks.first(f, i), [*outer, positions.first(f, j)])

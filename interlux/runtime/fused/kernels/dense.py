@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from ..llvm import Index, Value, Variable
 from ..steps import Dense, MatMul
 from ..tensors import Access
 from .elementwise import Epilogue
-from .schedule import Schedule, access_of, split
+from .schedule import Blocks, Schedule, access_of
 
 
 def dense(s: Schedule, step: Dense) -> None:
@@ -21,15 +19,9 @@ def dense(s: Schedule, step: Dense) -> None:
         _samples_in_lanes(s, step)
 
 
-def packed(weight: np.ndarray, blocks: list[tuple[int, int]]) -> np.ndarray:
+def packed(weight: np.ndarray, blocks: Blocks) -> np.ndarray:
     """Rows of [out, in] in blocks, each [in, rows of the block]."""
-    parts = []
-    row = 0
-    for size, count in blocks:
-        for _ in range(count):
-            parts.append(weight[row : row + size].T.ravel())
-            row += size
-    return np.concatenate(parts)
+    return np.concatenate([weight[start : start + blocks.size].T.ravel() for start in blocks.starts()])
 
 
 def _samples_in_lanes(s: Schedule, step: Dense) -> None:
@@ -39,30 +31,31 @@ def _samples_in_lanes(s: Schedule, step: Dense) -> None:
     (x,) = step.operands
     access = access_of(x)
     features = x.shape[1]
-    blocks = split(outs, max(1, s.accumulators // s.blocks))
-    weights = s.weights(packed(step.weight, blocks), (step, "samples", tuple(blocks)))
+    blocks = Blocks.of(outs, s.accumulators // s.blocks)
+    size = blocks.size
+    weights = s.weights(packed(step.weight, blocks), (step, "samples", blocks))
     bias = s.weights(step.bias, (step, "bias"))
     finish = Epilogue(s, step.epilogue, step.shape)
-    first = 0
-    for size, count in blocks:
-        with f.loop(0, rows) as row, f.loop(0, count) as block:
-            out = f.add(f.mul(block, size), first)
-            w = weights + f.add(f.mul(block, size * features), first * features)
-            sums = [_started(s, bias + f.add(out, o)) for o in range(size)]
+    with f.loop(0, rows) as row, f.loop(0, blocks.count) as block:
+        out = blocks.first(f, block)
+        w = weights + f.mul(block, size * features)
+        sums = [_started(s, bias + f.add(out, o)) for o in range(size)]
+        begin = s.at(x.source, s.index(access, [row, 0]))
 
-            def accumulate(k: Index, offset: int, row: Index = row, w: Value = w, sums: Any = sums, size: int = size) -> None:
-                values = s.read(x, access, [row, f.add(k, offset)])
-                at = w + f.add(f.mul(k, size), offset * size)
-                for o in range(size):
-                    weight = s.broadcast(at + o)
-                    for total, value in zip(sums[o], values, strict=True):
-                        total.set(f.fma(weight, value, total.get()))
-
-            f.unrolled(features, 4 if size * s.blocks >= 12 else 8, accumulate)
+        def accumulate(k: Index, offset: int) -> None:
+            distance = access.strides[1] * s.stride(x.source)
+            values = s.load(begin + f.mul(k, distance) + offset * distance)
+            at = w + f.mul(k, size) + offset * size
             for o in range(size):
-                values = finish([total.get() for total in sums[o]], [row, f.add(out, o)])
-                s.store(values, s.at(step.output, f.add(f.mul(row, outs), f.add(out, o))))
-        first += size * count
+                weight = s.broadcast(at + o)
+                for total, value in zip(sums[o], values, strict=True):
+                    total.set(f.fma(weight, value, total.get()))
+
+        f.unrolled(features, 2 if size * s.blocks >= 16 else 4 if size * s.blocks >= 8 else 8, accumulate)
+        target = s.at(step.output, f.add(f.mul(row, outs), out))
+        for o in range(size):
+            values = finish([total.get() for total in sums[o]], [row, f.add(out, o)])
+            s.store(values, target + o * s.tile)
 
 
 def _started(s: Schedule, bias: Value) -> list[Variable]:
@@ -77,65 +70,42 @@ def _features_in_lanes(s: Schedule, step: Dense) -> None:
     (x,) = step.operands
     access = access_of(x)
     features = x.shape[1]
-    vectors = -(-outs // width)
-    together = 1 if rows == 1 else min(rows, 6)
-    blocks = split(vectors, max(1, min(8 if rows == 1 else 4, s.accumulators // together)))
-    weight = np.zeros((vectors * width, features))
-    weight[:outs] = step.weight
-    lanes = [(size * width, count) for size, count in blocks]
-    weights = s.weights(packed(weight, lanes), (step, "features", tuple(blocks)))
-    bias = s.weights(np.pad(step.bias, (0, vectors * width - outs)), (step, "bias"))
+    together = Blocks.of(rows, 6)
+    blocks = Blocks.of_vectors(outs, width, min(8 if rows == 1 else 4, max(1, s.accumulators // together.size)))
+    rest = outs if outs < width else None
+    size = blocks.size // width
+    # A single row sums several parts of the inputs at a time, so that sums don't wait for each other.
+    parts = max(1, min(s.accumulators // 3 // size, features)) if together.size == 1 else 1
+    weight = np.pad(step.weight, ((0, max(0, width - outs)), (0, 0)))
+    weights = s.weights(packed(weight, blocks), (step, "features", blocks))
+    bias = s.weights(np.pad(step.bias, (0, max(0, width - outs))), (step, "bias"))
     finish = Epilogue(s, step.epilogue, step.shape)
-    first = 0
-    for size, count in blocks:
-        parts = max(1, min(s.accumulators // 3 // size, features)) if together == 1 else 1
-        # The last vector may be partly filled: it is then a block of its own, so that the others need no masks.
-        whole = count - 1 if (first + size * count) * width > outs else count
-        for start, number in ((0, whole), (whole, count - whole)):
-            if not number:
-                continue
-            for row_start, row_size, row_count in _row_blocks(rows, together):
-                with f.loop(0, row_count) as row_block, f.loop(start, start + number) as block:
-                    row = f.add(f.mul(row_block, row_size), row_start)
-                    vector = f.add(f.mul(block, size), first)
-                    _block(s, step, access, weights, bias, finish, row, row_size, vector, size, parts, start + number == count)
-        first += size * count
-
-
-def _row_blocks(rows: int, together: int) -> list[tuple[int, int, int]]:
-    """(first row, rows of a block, number of blocks)."""
-    found = []
-    start = 0
-    for size, count in split(rows, together):
-        found.append((start, size, count))
-        start += size * count
-    return found
+    with f.loop(0, together.count) as i, f.loop(0, blocks.count) as block:
+        w = weights + f.mul(block, blocks.size * features)
+        out, row = blocks.first(f, block), together.first(f, i)
+        _block(s, step, access, w, bias, finish, row, together.size, out, size, parts, rest)
 
 
 def _block(
-    s: Schedule, step: Dense, access: Access, weights: Value, bias: Value, finish: Epilogue, row: Index, rows: int,
-    vector: Index, size: int, parts: int, last: bool,
+    s: Schedule, step: Dense, access: Access, w: Value, bias: Value, finish: Epilogue, row: Index, rows: int,
+    out: Index, size: int, parts: int, rest: int | None,
 ) -> None:
-    """`rows` rows by `size` vectors of outputs, from row and vector on."""
+    """`rows` rows by `size` vectors of outputs, from row and out on."""
     f, width = s.f, s.width
     outs, features = step.shape[1], step.operands[0].shape[1]
     bytes_ = width * s.element.bytes
-    sums = [
-        [
-            [f.variable(f.load(bias + f.mul(f.add(vector, v), width), width, bytes_) if part == 0 else
-                        f.const(0, s.element.vector(width))) for v in range(size)]
-            for _ in range(rows)
-        ]
-        for part in range(parts)
-    ]
-    w = weights + f.mul(vector, width * features)
+    zero = f.const(0, s.element.vector(width))
+    start = [f.load(bias + f.add(out, v * width), width) for v in range(size)]
+    sums = [[[f.variable(start[v] if part == 0 else zero) for v in range(size)] for _ in range(rows)] for part in range(parts)]
+    x = step.operands[0]
+    begins = [s.at(x.source, s.index(access, [f.add(row, r), 0])) for r in range(rows)]
+    distance = access.strides[1] * s.stride(x.source)
 
     def accumulate(k: Index, offset: int) -> None:
-        loaded = [f.load(w + f.add(f.mul(k, size * width), (offset * size + v) * width), width, bytes_) for v in range(size)]
+        at = w + f.mul(k, size * width)
+        loaded = [f.load(at + (offset * size + v) * width, width, bytes_) for v in range(size)]
         for r in range(rows):
-            value = f.broadcast(
-                s.at(step.operands[0].source, s.index(access, [f.add(row, r), f.add(k, offset)])), width
-            )
+            value = f.broadcast(begins[r] + f.mul(k, distance) + offset * distance, width)
             for v in range(size):
                 total = sums[offset % parts][r][v]
                 total.set(f.fma(loaded[v], value, total.get()))
@@ -143,15 +113,14 @@ def _block(
     unroll = max(parts, 4 if rows * size >= 8 else 16)
     f.unrolled(features, unroll - unroll % parts, accumulate)
     for r in range(rows):
+        at_row = f.add(row, r)
+        target = s.at(step.output, f.add(f.mul(at_row, outs), out))
         for v in range(size):
             totals = [sums[part][r][v].get() for part in range(parts)]
-            while len(totals) > 1:
-                totals = [f.add(*totals[i : i + 2]) if i + 1 < len(totals) else totals[i] for i in range(0, len(totals), 2)]  # type: ignore[misc]
-            column = f.mul(f.add(vector, v), width)
-            count = (outs - 1) % width + 1 if last and v == size - 1 else None
-            at = [f.add(row, r), column]
-            value = finish.vector(totals[0], at, count)
-            f.store(value, s.at(step.output, f.add(f.mul(at[0], outs), column)), count=count)
+            while len(totals) > 1:  # in pairs
+                totals = [a + b for a, b in zip(totals[::2], totals[1::2], strict=False)] + totals[len(totals) & ~1 :]
+            value = finish.vector(totals[0], [at_row, f.add(out, v * width)], rest)
+            f.store(value, target + v * width, count=rest)
 
 
 def matmul(s: Schedule, step: MatMul) -> None:
@@ -165,30 +134,25 @@ def matmul(s: Schedule, step: MatMul) -> None:
     if s.by_sample and s.width > 1 and access_b.strides[2] in (0, 1):
         _matmul_columns(s, step, access_a, access_b, finish)
         return
-    room = max(1, s.accumulators // s.blocks)
-    rows, columns = min(m, 4), 1
-    columns = min(n, max(1, room // rows))
-    for row_start, row_size, row_count in _row_blocks(m, rows):
-        for column_start, column_size, column_count in _row_blocks(n, columns):
-            with f.loop(0, count) as c, f.loop(0, row_count) as i, f.loop(0, column_count) as j:
-                row, column = f.add(f.mul(i, row_size), row_start), f.add(f.mul(j, column_size), column_start)
-                zero = s.constant(0.0)
-                sums = [[[f.variable(zero) for _ in range(s.blocks)] for _ in range(column_size)] for _ in range(row_size)]
-                with f.loop(0, inner) as k:
-                    left = [s.read(a, access_a, [c, f.add(row, r), k]) for r in range(row_size)]
-                    right = [s.read(b, access_b, [c, k, f.add(column, q)]) for q in range(column_size)]
-                    for r in range(row_size):
-                        for q in range(column_size):
-                            for n_, total in enumerate(sums[r][q]):
-                                total.set(f.fma(left[r][n_], right[q][n_], total.get()))
-                for r in range(row_size):
-                    for q in range(column_size):
-                        values = [total.get() for total in sums[r][q]]
-                        if step.scale != 1.0:
-                            values = [v * step.scale for v in values]
-                        at = [c, f.add(row, r), f.add(column, q)]
-                        index = f.add(f.mul(f.add(f.mul(c, m), at[1]), n), at[2])
-                        s.store(finish(values, at), s.at(step.output, index))
+    rows = Blocks.of(m, 4)
+    columns = Blocks.of(n, max(1, s.accumulators // s.blocks // rows.size))
+    with f.loop(0, count) as c, f.loop(0, rows.count) as i, f.loop(0, columns.count) as j:
+        row, column = rows.first(f, i), columns.first(f, j)
+        zero = s.constant(0.0)
+        sums = [[[f.variable(zero) for _ in range(s.blocks)] for _ in range(columns.size)] for _ in range(rows.size)]
+        with f.loop(0, inner) as k:
+            left = [s.read(a, access_a, [c, f.add(row, r), k]) for r in range(rows.size)]
+            right = [s.read(b, access_b, [c, k, f.add(column, q)]) for q in range(columns.size)]
+            for r in range(rows.size):
+                for q in range(columns.size):
+                    for block, total in enumerate(sums[r][q]):
+                        total.set(f.fma(left[r][block], right[q][block], total.get()))
+        for r in range(rows.size):
+            for q in range(columns.size):
+                values = [total.get() for total in sums[r][q]]
+                at = [c, f.add(row, r), f.add(column, q)]
+                index = f.add(f.mul(f.add(f.mul(c, m), at[1]), n), at[2])
+                s.store(finish(values, at), s.at(step.output, index))
 
 
 def _matmul_columns(s: Schedule, step: MatMul, access_a: Access, access_b: Access, finish: Epilogue) -> None:
@@ -200,33 +164,30 @@ def _matmul_columns(s: Schedule, step: MatMul, access_a: Access, access_b: Acces
     a, b = step.operands
     vectors = -(-n // width)
     size = min(vectors, 2)
-    rows = max(1, min(m, s.accumulators // size // 2))
+    rows = Blocks.of(m, s.accumulators // size // 2)
 
-    def block(c: Index, row: Index, row_size: int, column: Index, size: int, rest: int | None) -> None:
+    def block(c: Index, row: Index, column: Index, size: int, rest: int | None) -> None:
         zero = f.const(0.0, s.element.vector(width))
-        sums = [[f.variable(zero) for _ in range(size)] for _ in range(row_size)]
+        sums = [[f.variable(zero) for _ in range(size)] for _ in range(rows.size)]
         counts = [rest if v == size - 1 else None for v in range(size)]
         with f.loop(0, a.shape[2]) as k:
             right = [read_along(s, b, access_b, [c, k, f.add(column, v * width)], width, counts[v]) for v in range(size)]
-            for r in range(row_size):
+            for r in range(rows.size):
                 left = f.broadcast(s.at(a.source, s.index(access_a, [c, f.add(row, r), k])), width)
                 for v in range(size):
                     sums[r][v].set(f.fma(left, right[v], sums[r][v].get()))
-        for r in range(row_size):
+        for r in range(rows.size):
             for v in range(size):
                 value = sums[r][v].get()
                 at = [c, f.add(row, r), f.add(column, v * width)]
-                value = finish.vector(value if step.scale == 1.0 else value * step.scale, at, counts[v])
+                value = finish.vector(value, at, counts[v])
                 index = f.add(f.mul(f.add(f.mul(c, m), at[1]), n), at[2])
                 f.store(value, s.at(step.output, index), count=counts[v])
 
     whole = n // width
-    with f.loop(0, count) as c:
-        for row_start, row_size, row_count in _row_blocks(m, rows):
-            with f.loop(0, row_count) as i:
-                row = f.add(f.mul(i, row_size), row_start)
-                if whole // size:
-                    with f.loop(0, whole // size) as j:
-                        block(c, row, row_size, f.mul(j, size * width), size, None)
-                for v in range(whole // size * size, vectors):
-                    block(c, row, row_size, v * width, 1, n - v * width if v == whole else None)
+    with f.loop(0, count) as c, f.loop(0, rows.count) as i:
+        row = rows.first(f, i)
+        with f.loop(0, whole // size) as j:
+            block(c, row, f.mul(j, size * width), size, None)
+        for v in range(whole // size * size, vectors):
+            block(c, row, v * width, 1, n - v * width if v == whole else None)

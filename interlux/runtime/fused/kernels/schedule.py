@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -188,8 +189,40 @@ def coalesced(shape: Shape, accesses: Sequence[Access]) -> tuple[Shape, list[Acc
     return tuple(sizes), [Access(a.offset, tuple(s)) for a, s in zip(accesses, strides, strict=True)]
 
 
-def split(count: int, most: int) -> list[tuple[int, int]]:
-    """Cuts a number into blocks of nearly equal size: (size of a block, how many) pairs."""
-    blocks = -(-count // most)
-    size, longer = divmod(count, blocks)
-    return [pair for pair in ((size + 1, longer), (size, blocks - longer)) if pair[1]]
+@dataclass(frozen=True)
+class Blocks:
+    """A number of things cut into equal blocks; the last one overlaps the one before it where they don't fit.
+
+    One piece of code serves all blocks, which matters for the time to compile it.
+    """
+
+    total: int
+    size: int
+    count: int
+
+    @classmethod
+    def of(cls, total: int, most: int) -> Blocks:
+        """Blocks of at most `most`, as few and as small as they can be."""
+        count = -(-total // max(1, min(most, total)))
+        return cls(total, -(-total // count), count)
+
+    @classmethod
+    def of_vectors(cls, total: int, width: int, most: int) -> Blocks:
+        """Blocks of whole vectors, at most `most` each, the fewest vectors in all. One that is partly filled if there
+        is less than a vector."""
+        if total < width:
+            return cls(total, width, 1)
+        sizes = [g * width for g in range(1, most + 1) if g * width <= total]
+        size = min(sizes, key=lambda size: (-(-total // size) * size, -size))
+        return cls(total, size, -(-total // size))
+
+    def first(self, f: Function, block: Index) -> Index:
+        """Where a block begins."""
+        start = f.mul(block, self.size)
+        last = max(0, self.total - self.size)
+        if isinstance(start, Value):
+            return start if self.count * self.size == self.total else f.min(start, last)
+        return min(start, last)  # type: ignore[type-var, return-value]
+
+    def starts(self) -> list[int]:
+        return [max(0, min(i * self.size, self.total - self.size)) for i in range(self.count)]
