@@ -7,7 +7,7 @@ import itertools
 import sys
 
 SHORT = ("import_time", "from_torch_scaling")
-WITH_OPTIONS = ("memory", "onnx_on_jax", "from_torch")
+WITH_OPTIONS = ("memory", "onnx_on_jax", "from_torch", "fused")
 NAMES = (*SHORT, *WITH_OPTIONS)
 
 

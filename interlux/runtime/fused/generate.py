@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import prod
 
 import numpy as np
 
@@ -15,7 +14,7 @@ from .kernels.normalization import normalize, reduce, softmax
 from .kernels.pooling import pool
 from .kernels.rearranging import load_samples, lookup, rearrange, store_samples
 from .kernels.schedule import Parameters, Schedule
-from .llvm import I64, PTR, Function, Index, Module, Value, type_of
+from .llvm import I1, I8, I64, PTR, VOID, Function, Index, Module, Type, Value, type_of
 from .passes import arena
 from .steps import (
     Conv, Dense, Elementwise, Lookup, MatMul, Normalize, Pool, Program, Rearrange, Reduce, Softmax, Step,
@@ -36,6 +35,7 @@ GENERATORS: dict[type[Step], Callable] = {
     Lookup: lookup,
 }
 CACHE = 1 << 20  # bytes: from an arena larger than that, samples in the lanes are slower than one after the other
+BLOCKS = 1  # vectors of samples in a tile
 
 
 @dataclass(frozen=True)
@@ -61,26 +61,24 @@ def generate(program: Program, target: Target) -> Code:
     parameters = Parameters()
     element = type_of(program.dtype)
     lanes = target.lanes(program.dtype)
-    places, size = arena(program, set(program.inputs))
-    tiles: list[int] = []
-    if program.batched and lanes > 1:
-        tiles = [blocks for blocks in (2, 1) if _tile_bytes(program, size, lanes * blocks) <= CACHE]
-    scratch = 0
-    for blocks in tiles:
-        own, own_size = arena(program, {b for b in program.inputs if b.dtype != program.dtype})
-        scratch = max(scratch, own_size * lanes * blocks * element.bytes)
-        _tile(module, program, target, parameters, lanes, blocks, own)
+    own, size = arena(program, {b for b in program.inputs if b.dtype != program.dtype})
+    tile = lanes * BLOCKS
+    scratch = size * tile * element.bytes
+    by_tiles = program.batched and lanes > 1 and scratch <= CACHE
+    if by_tiles:
+        _tile(module, program, target, parameters, lanes, BLOCKS, own)
     outside = _direct_outputs(program)
     places, size = arena(program, {*program.inputs, *outside})
-    scratch = max(scratch, size * element.bytes)
     _one(module, program, target, parameters, places, outside)
-    _run(module, program, target, lanes, tiles)
+    tile_scratch = _aligned(scratch) if by_tiles else 0
+    partial = _run(module, program, tile if by_tiles else 0, tile_scratch)
     blob = np.frombuffer(parameters.bytes(), np.uint8)
-    return Code(module.text(), blob, -(-scratch // 64) * 64, lanes * max(tiles, default=1) if tiles else 1)
+    scratch = max(tile_scratch + partial, _aligned(size * element.bytes))
+    return Code(module.text(), blob, scratch, tile if by_tiles else 1)
 
 
-def _tile_bytes(program: Program, size: int, tile: int) -> int:
-    return (size + sum(b.size for b in program.inputs)) * tile * program.dtype.itemsize
+def _aligned(size: int) -> int:
+    return -(-size // 64) * 64
 
 
 def _arguments(program: Program) -> list[tuple[str, object]]:
@@ -150,51 +148,78 @@ def _one(
     f.ret()
 
 
-def _run(module: Module, program: Program, target: Target, lanes: int, tiles: list[int]) -> None:
-    """`run(inputs, outputs, parameters, arena, batch)`: tiles from the largest down; the last one overlaps the one
-    before it, so that no tile is partly filled."""
+def _run(module: Module, program: Program, tile: int, scratch: int) -> int:
+    """`run(inputs, outputs, parameters, arena, batch)`.
+
+    A batch is cut into tiles; the last one overlaps the one before it. Less than a tile is copied to where a whole tile
+    has room, or, if it is little, computed sample by sample.
+
+    Arguments:
+        tile: samples in a tile; 0: one sample after the other.
+        scratch: bytes at the begin of the arena that tiles use.
+
+    Returns: how many bytes are used behind those.
+    """
     names = [("inputs", PTR), ("outputs", PTR), ("parameters", PTR), ("arena", PTR), ("batch", I64)]
     f = module.function("run", names, noalias=False)
-    f.exit_when(f["batch"] < 1)
-    kinds = [(b.size, type_of(b.dtype)) for b in program.inputs]
-    inputs = [_pointer(f, f["inputs"], i).of(kind) for i, (_, kind) in enumerate(kinds)]
+    batch = f["batch"]
+    f.exit_when(batch < 1)
     element = type_of(program.dtype)
-    sizes = [prod(t.shape) for t in program.outputs]
-    outputs = [_pointer(f, f["outputs"], i).of(element) for i in range(len(sizes))]
+    inputs = [_Port(_pointer(f, f["inputs"], i).of(type_of(b.dtype)), b.size) for i, b in enumerate(program.inputs)]
+    outputs = [_Port(_pointer(f, f["outputs"], i).of(element), t.size) for i, t in enumerate(program.outputs)]
 
-    def call(name: str, sample: Index) -> None:
-        own = [p + f.mul(sample, size) for p, (size, _) in zip(inputs, kinds, strict=True)]
-        made = [p + f.mul(sample, size) for p, size in zip(outputs, sizes, strict=True)]
-        module_call(f, name, [*own, *made, f["parameters"], f["arena"]])
+    def call(name: str, ports: list[Value]) -> None:
+        f.call(name, VOID, *ports, f["parameters"], f["arena"])
 
     if not program.batched:
-        call("one", 0)
+        call("one", [port.pointer for port in (*inputs, *outputs)])
         f.ret()
-        return
-    done = f.variable(0, I64)
-    if tiles:
-        smallest = lanes * tiles[-1]
-
-        def by_tiles() -> None:
-            for blocks in tiles:
-                size = lanes * blocks
-                with f.repeat(lambda size=size: done.get() + size <= f["batch"]):  # type: ignore[misc]
-                    call(f"tile{size}", done.get())
-                    done.set(done.get() + size)
-            with f.when(done.get() < f["batch"]):
-                call(f"tile{smallest}", f["batch"] - smallest)
-                done.set(f["batch"])
-
-        f.branch(f["batch"] >= smallest, by_tiles, lambda: None)
-    with f.loop(done.get(), f["batch"]) as sample:
-        call("one", sample)
+        return 0
+    used = 0
+    if tile:
+        with f.when(batch > tile - 1):
+            with f.loop(0, batch, tile) as sample:
+                start = f.min(sample, batch - tile)
+                call(f"tile{tile}", [port.at(f, start) for port in (*inputs, *outputs)])
+            f.ret()
+            f.unreachable()
+        with f.when(batch > tile // 4):
+            room = f.offset(f["arena"].of(I8), scratch)
+            moved = []
+            for port in (*inputs, *outputs):
+                moved.append(f.offset(room, used).of(port.element))
+                used += _aligned(port.size * tile * port.element.bytes)
+            for port, place in zip(inputs, moved, strict=False):
+                port.copy(f, port.pointer, place, batch)
+            call(f"tile{tile}", moved)
+            for port, place in zip(outputs, moved[len(inputs) :], strict=True):
+                port.copy(f, place, port.pointer, batch)
+            f.ret()
+            f.unreachable()
+    with f.loop(0, batch) as sample:
+        call("one", [port.at(f, sample) for port in (*inputs, *outputs)])
     f.ret()
+    return used
 
 
-def module_call(f: Function, name: str, operands: list[Value]) -> None:
-    from .llvm import VOID
+@dataclass(frozen=True)
+class _Port:
+    """An input or output: its first number, and how many belong to a sample."""
 
-    f.call(name, VOID, *operands)
+    pointer: Value
+    size: int
+
+    @property
+    def element(self) -> Type:
+        assert self.pointer.to is not None
+        return self.pointer.to
+
+    def at(self, f: Function, sample: Index) -> Value:
+        return f.offset(self.pointer, f.mul(sample, self.size))  # type: ignore[arg-type]
+
+    def copy(self, f: Function, source: Value, target: Value, samples: Value) -> None:
+        size = samples * (self.size * self.element.bytes)
+        f.call("llvm.memcpy.p0.p0.i64", VOID, target, source, size, f.const(False, I1))
 
 
 def _pointer(f: Function, table: Value, index: int) -> Value:

@@ -613,6 +613,10 @@ class Function:
         """Returns; in the middle of a function what follows is a new block that is never reached unless branched to."""
         self.statement("ret void" if value is None else f"ret {value.type} {value.text}")
 
+    def unreachable(self) -> None:
+        """Begins a block that is never reached: for what is written behind a `ret` inside of a body."""
+        self._begin(self._label())
+
     def exit_when(self, condition: Value, value: Value | None = None) -> None:
         """Returns from the function if an i1 is true."""
         out, on = self._label(), self._label()

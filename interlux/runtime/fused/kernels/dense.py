@@ -71,11 +71,11 @@ def _features_in_lanes(s: Schedule, step: Dense) -> None:
     access = access_of(x)
     features = x.shape[1]
     together = Blocks.of(rows, 6)
-    blocks = Blocks.of_vectors(outs, width, min(8 if rows == 1 else 4, max(1, s.accumulators // together.size)))
+    blocks = Blocks.of_vectors(outs, width, max(1, s.accumulators // 3 if rows == 1 else min(4, s.accumulators // together.size)))
     rest = outs if outs < width else None
     size = blocks.size // width
     # A single row sums several parts of the inputs at a time, so that sums don't wait for each other.
-    parts = max(1, min(s.accumulators // 3 // size, features)) if together.size == 1 else 1
+    parts = max(1, min(s.accumulators // size, 4, features)) if together.size == 1 else 1
     weight = np.pad(step.weight, ((0, max(0, width - outs)), (0, 0)))
     weights = s.weights(packed(weight, blocks), (step, "features", blocks))
     bias = s.weights(np.pad(step.bias, (0, max(0, width - outs))), (step, "bias"))
@@ -110,7 +110,7 @@ def _block(
                 total = sums[offset % parts][r][v]
                 total.set(f.fma(loaded[v], value, total.get()))
 
-    unroll = max(parts, 4 if rows * size >= 8 else 16)
+    unroll = max(parts, 4 if rows * size >= 8 else 8)
     f.unrolled(features, unroll - unroll % parts, accumulate)
     for r in range(rows):
         at_row = f.add(row, r)
