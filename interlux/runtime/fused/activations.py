@@ -1,11 +1,10 @@
-"""Activations and other operators on single elements, by ONNX's names and attributes, and their derivatives.
+"""Activations and other operators on single elements, by ONNX's names and attributes.
 
-    ACTIVATIONS["LeakyRelu"](f, x, alpha=0.1)              the operator
-    DERIVATIVES["LeakyRelu"](f, x, y, alpha=0.1)           its derivative at x, where y is its value there
+    ACTIVATIONS["LeakyRelu"](f, x, alpha=0.1)
 
 Functions take a `Function` under construction and Values of one type, scalars or vectors. Semantics are those of
-`runtime.jax.primitives.elementwise`: NaN is propagated, and where a derivative is a matter of choice (a kink) it is
-PyTorch's. Layers that are not operators (HardTanh, …) are in the tables by the names of their classes.
+`runtime.jax.primitives.elementwise`; NaN is propagated. Layers that are not operators (HardTanh) are in the table by
+the names of their classes.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ SQRT_2_PI = math.sqrt(2 / math.pi)
 SELU_ALPHA, SELU_GAMMA = 1.67326319217681884765625, 1.05070102214813232421875
 
 
-def _rounded(x: Value, number: float) -> float:
+def rounded_attribute(x: Value, number: float) -> float:
     """An attribute as a number of the type of x, as the operators use it."""
     return float(np.float32(number)) if x.type.bits == 32 else float(number)
 
@@ -66,7 +65,7 @@ def hard_tanh(f: Function, x: Value, *, low: float = -1.0, high: float = 1.0) ->
 
 def hard_sigmoid(f: Function, x: Value, *, alpha: float = 0.2, beta: float = 0.5) -> Value:
     # x · alpha + beta with one rounding: near -beta / alpha the sum cancels
-    return clip(f, multiply_add(f, x, _rounded(x, alpha), _rounded(x, beta)), 0.0, 1.0)
+    return clip(f, multiply_add(f, x, rounded_attribute(x, alpha), rounded_attribute(x, beta)), 0.0, 1.0)
 
 
 def hard_swish(f: Function, x: Value) -> Value:
@@ -90,25 +89,25 @@ def shrink(f: Function, x: Value, *, bias: float = 0.0, lambd: float = 0.5) -> V
 
 
 def elu(f: Function, x: Value, *, alpha: float = 1.0) -> Value:
-    below = vm.expm1_nonpositive(f, f.min(0.0, x))
-    return f.select(x > 0.0, x, below if alpha == 1 else below * float(alpha))
+    below = vm.expm1_nonpositive(f, f.min(0.0, x), factor=rounded_attribute(x, alpha))
+    return f.select(x > 0.0, x, below)
 
 
 def selu(f: Function, x: Value, *, alpha: float = SELU_ALPHA, gamma: float = SELU_GAMMA) -> Value:
-    alpha, gamma = _rounded(x, alpha), _rounded(x, gamma)
-    return f.select(x > 0.0, x * gamma, vm.expm1_nonpositive(f, f.min(0.0, x)) * (alpha * gamma))
+    alpha, gamma = rounded_attribute(x, alpha), rounded_attribute(x, gamma)
+    return f.select(x > 0.0, x * gamma, vm.expm1_nonpositive(f, f.min(0.0, x), factor=alpha * gamma))
 
 
 def celu(f: Function, x: Value, *, alpha: float = 1.0) -> Value:
     if alpha == 1:
         return elu(f, x)
-    a = _rounded(x, alpha)
-    below = f.min(0.0, x)
-    z = f.max(4 * format_of(x).least, below / a)
+    a = rounded_attribute(x, alpha)
+    # x / alpha and what the quotient lacks; below the limit the result is -alpha
+    below = f.max(abs(a) * format_of(x).least, f.min(0.0, x))
+    z = below / a
     product, error = two_product(f, z, a)
-    rest = ((f.max(4 * a * format_of(x).least, below) - product) - error) / a
-    e = vm.expm1_nonpositive(f, z)
-    return f.select(x > 0.0, x, f.fma(rest, e + 1.0, e) * a)
+    rest = ((below - product) - error) / a
+    return f.select(x > 0.0, x, vm.expm1_nonpositive(f, z, rest, a))
 
 
 def softplus(f: Function, x: Value, *, beta: float = 1.0, threshold: float = math.inf) -> Value:
@@ -127,7 +126,7 @@ def log_sigmoid(f: Function, x: Value) -> Value:
 
 def swish(f: Function, x: Value, *, alpha: float = 1.0) -> Value:
     """x · sigmoid(alpha x)."""
-    alpha = _rounded(x, alpha)
+    alpha = rounded_attribute(x, alpha)
     if alpha == 1:
         return vm.gated(f, x, x)
     if not 1e-9 <= abs(alpha) <= 1e9:
@@ -164,12 +163,12 @@ def gelu(f: Function, x: Value, *, approximate: str = "none") -> Value:
         return vm.normal_times(f, x)
     if approximate != "tanh":
         raise UnsupportedError(f"Gelu has no approximation {approximate!r}, only 'none' and 'tanh'")
-    z, low = _gelu_argument(f, x)
+    z, low, _ = gelu_argument(f, x)
     return vm.gated(f, x, z, low, 112.0 if x.type.bits == 32 else 780.0)
 
 
-def _gelu_argument(f: Function, x: Value) -> tuple[Value, Value]:
-    """2 sqrt(2/π) (x + 0.044715 x³) as a pair, for |x| limited to where it matters.
+def gelu_argument(f: Function, x: Value) -> tuple[Value, Value, Value]:
+    """2 sqrt(2/π) (x + 0.044715 x³) as a pair, for |x| limited to where it matters, and that x.
 
     x (1 + tanh(z / 2)) / 2 = x sigmoid(z); exp(-z) would amplify the rounding errors of z.
     """
@@ -180,13 +179,13 @@ def _gelu_argument(f: Function, x: Value) -> tuple[Value, Value]:
         wide = f.cast("fpext", x, F64)
         z = wide * f.fma(wide * wide, cubic, linear)
         high = f.cast("fptrunc", z, x.type.scalar)
-        return high, f.cast("fptrunc", z - f.cast("fpext", high, F64), x.type.scalar)
+        return high, f.cast("fptrunc", z - f.cast("fpext", high, F64), x.type.scalar), x
     constant = (f.const(cubic, x.type), f.const(-6.175149918155315e-19, x.type))
     part = pair_times(f, square(f, x), constant)
     total, error = two_sum(linear, part[0])
     error = error + (part[1] - 9.96930880911092e-17)
     high, low = two_product(f, x, total)
-    return high, f.fma(x, error, low)
+    return high, f.fma(x, error, low), x
 
 
 # --- several inputs
@@ -208,8 +207,10 @@ def mean(f: Function, *xs: Value) -> Value:
     return total(f, *xs) / float(len(xs))
 
 
-def power(f: Function, x: Value, exponent: float) -> Value:
-    """x to a constant power. Integer powers of 0 … as ONNX's Pow."""
+def power(f: Function, x: Value, exponent: Operand) -> Value:
+    """x to a power: a number, for which there may be a shorter form, or a Value."""
+    if isinstance(exponent, Value):
+        return vm.power_of(f, x, exponent)
     return vm.power(f, x, float(exponent))
 
 

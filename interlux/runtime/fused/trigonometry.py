@@ -1,12 +1,13 @@
-"""Sine, cosine and arc tangent; as in `vectormath`."""
+"""Sine, cosine and arc tangent; as in `vectormath`, but that large angles take a branch of their own."""
 
 from __future__ import annotations
 
 import math
 
 from . import coefficients
-from .llvm import F64, Function, Value
+from .llvm import F64, I1, Function, Value
 from .pairs import quick_two_sum, two_product
+from .turns import large_turns
 from .vectormath import FLOAT, format_of, in_double, polynomial
 
 ATAN_LIMIT = math.tan(math.pi / 8)
@@ -50,7 +51,7 @@ LARGE = 2.0**20  # beyond, the quotient by π/2 has too many digits for the part
 
 
 def sin(f: Function, x: Value) -> Value:
-    return _wave(f, x, 0)
+    return f.select(f.eq(x, 0.0), x, _wave(f, x, 0))  # -0 stays
 
 
 def cos(f: Function, x: Value) -> Value:
@@ -96,4 +97,22 @@ def reduced(f: Function, x: Value) -> tuple[Value, Value, Value]:
     high = first - product
     low = ((first - high) - product) - n * PARTS[2] - n * PARTS[3]
     r = high + low
-    return r, (high - r) + low, f.bits(shifted)
+    low = (high - r) + low
+    quadrant = f.bits(shifted)
+    # NaN for infinities, as x - x is
+    a = f.abs(x)
+    large = a >= LARGE
+    results = f.variable(r), f.variable(low), f.variable(quadrant)
+    with f.when(_any(f, large)):
+        parts = [large_turns(f, f.extract(x, i)) for i in range(x.type.lanes)]
+        for variable, exact in zip(results, zip(*parts, strict=True), strict=True):
+            variable.set(f.select(large, f.join(list(exact)), variable.get()))
+    nothing = x - x
+    return results[0].get() + nothing, results[1].get(), results[2].get()
+
+
+def _any(f: Function, condition: Value) -> Value:
+    """Whether a condition holds in any lane."""
+    if condition.type.lanes == 1:
+        return condition
+    return f.call(f"llvm.vector.reduce.or.v{condition.type.lanes}i1", I1, condition)

@@ -181,13 +181,19 @@ def exp2(f: Function, x: Value) -> Value:
     return f.fma(power, _expm1_near(f, rest * LN2), power) * back
 
 
-def expm1_nonpositive(f: Function, x: Value) -> Value:
-    """exp(x) - 1 for x <= 0."""
+def expm1_nonpositive(f: Function, x: Value, low: Value | None = None, factor: float = 1.0) -> Value:
+    """factor · (exp(x + low) - 1) for x <= 0; low is a correction of x that is small against 1."""
     kind = format_of(x)
     x = f.max(-2 * kind.one, x)
     n, exponent = _rounded(f, x, LOG2E, kind.magic)
+    r = _rest(f, x, n)
+    if low is not None:
+        r = r + low
     power = _power_of_two(f, x, exponent)
-    return f.fma(power, _expm1_near(f, _rest(f, x, n)), power - 1.0)
+    less = power - 1.0
+    if factor != 1:
+        power, less = power * factor, less * factor  # the first is exact
+    return f.fma(power, _expm1_near(f, r), less)
 
 
 def expm1(f: Function, x: Value) -> Value:
@@ -200,7 +206,8 @@ def expm1(f: Function, x: Value) -> Value:
     n, exponent = _rounded(f, x, LOG2E, magic)
     power = _power_of_two(f, x, exponent)
     half = f.select(large, f.const(0.5, x.type), 1.0)
-    return f.fma(power, _expm1_near(f, _rest(f, x, n)), power - half) * f.select(large, f.const(2.0, x.type), 1.0)
+    result = f.fma(power, _expm1_near(f, _rest(f, x, n)), power - half) * f.select(large, f.const(2.0, x.type), 1.0)
+    return f.copysign(result, x)  # of -0
 
 
 # --- hyperbolic tangent, logistic function
@@ -238,11 +245,21 @@ def gated(f: Function, x: Value, z: Value, low: Value | None = None, limit: floa
     """x · sigmoid(z + low), with all digits where the sigmoid alone would be denormal.
 
     Arguments:
-        z: has the sign of x.
+        z: 0 or infinite only where x is.
         low: the part of it that z has no digits for.
         limit: below minus this the result is 0.
     """
-    return sheltered(f, x, z, low, limit, lambda e: e / (e + 1.0))
+
+    def share(e: Value) -> Value | Pair:
+        d = e + 1.0
+        h = e / d
+        if format_of(x) is FLOAT:
+            return h
+        # what the quotient and the sum lost; 1 / d = 1 - h
+        product, error = two_product(f, h, d)
+        return h, (((e - product) - error) - h * (e - (d - 1.0))) * (1.0 - h)
+
+    return sheltered(f, x, z, low, limit, share)
 
 
 def sheltered(
@@ -251,7 +268,7 @@ def sheltered(
     z: Value,
     low: Value | None,
     limit: float | None,
-    share: Callable[[Value], Value],
+    share: Callable[[Value], Value | Pair],
 ) -> Value:
     """x e (1 - h) for z < 0 and x (1 - h) above, where e = exp(-|z + low|) and h = share(e) is at most 1/2.
 
@@ -265,12 +282,15 @@ def sheltered(
     p, r = exp_parts(f, -f.min(limit, f.abs(z)), low)
     # 0 and not merely small: x · 0 is -0 for numbers and NaN for -inf, as in the product that this stands for
     p = f.select(z <= -limit, f.const(0.0, x.type), p)
-    h = share(f.fma(p, r, p) * 2.0**-kind.lift)
+    shared = share(f.fma(p, r, p) * 2.0**-kind.lift)
+    h, h_low = shared if isinstance(shared, tuple) else (shared, None)
     whole = x * p
     first = f.fma(whole, r, whole)
     lost = f.fma(whole, r, whole - first)
     first = f.select(negative, first, x)
     lost = f.select(negative, lost, f.const(0.0, x.type))
+    if h_low is not None:
+        lost = f.fma(-first, h_low, lost)
     if f.target.fma:
         kept = first + f.fma(-first, h, lost)
     else:
@@ -278,7 +298,7 @@ def sheltered(
         kept, rest = quick_two_sum(first, -product)
         kept = kept + (rest + (lost - error))
     result = kept * f.select(negative, f.const(2.0**-kind.lift, x.type), 1.0)
-    return f.select(f.eq(x, math.inf), x, result)
+    return f.select(f.eq(f.abs(x), math.inf) & (z > 0.0), x, result)
 
 
 # --- logarithms
@@ -426,16 +446,21 @@ def _tail(f: Function, a: Value, normal: bool, factor: Value | None = None) -> V
         factor: of the result, multiplied in without a rounding of its own.
     """
     kind = DOUBLE
-    scale, start, table = (-0.5, 3.0, coefficients.NORMAL_TAIL) if normal else (-1.0, 2.125, coefficients.ERFC_TAIL)
+    scale, start, table = (-0.5, 4.0, coefficients.NORMAL_TAIL) if normal else (-1.0, 2.0, coefficients.ERFC_TAIL)
     d = a + start
     lost = a - (d - start)  # exact: start has few digits
     u = 1.0 / d
     error = f.fma(-u, lost, residual(f, d, u))
-    logarithm = polynomial(f, f.fma(u, -2 * start, 1.0), table)
+    share = u * (2 * start)  # exact
+    t, t_low = two_sum(1.0, -share)
+    t_low = f.fma(-share, error, t_low)
+    logarithm = polynomial(f, t, table)
+    slope = f.fma(f.fma(t, 3 * table[3], 2 * table[2]), t, table[1])
     high, low = square(f, a)
     n, exponent = _rounded(f, f.fma(high, scale, logarithm), LOG2E, kind.magic + kind.lift)
     # what is left of a² is exact, and the other corrections are small
-    r = (f.fma(n, -kind.ln2_high, high * scale) + logarithm) + f.fma(n, -kind.ln2_low, low * scale)
+    corrections = f.fma(slope, t_low, f.fma(n, -kind.ln2_low, low * scale))
+    r = (f.fma(n, -kind.ln2_high, high * scale) + logarithm) + corrections
     p = _expm1_near(f, r)
     p = p + f.fma(error, p, error)
     first, lost = (u, f.const(0.0, a.type)) if factor is None else two_product(f, u, factor)
@@ -459,10 +484,8 @@ def _erfc_double(f: Function, a: Value) -> Value:
 
 def erf(f: Function, x: Value) -> Value:
     a = f.abs(x)
-    if format_of(x) is FLOAT:
-        far = f.cast("fptrunc", 1.0 - _erfc_float(f, a), F32)
-    else:
-        far = 1.0 - _erfc_double(f, a)
+    short = format_of(x) is FLOAT
+    far = f.cast("fptrunc", 1.0 - _erfc_float(f, a), F32) if short else 1.0 - _erfc_double(f, a)
     return f.select(a < 1.0, _erf_near(f, x), f.copysign(far, x))
 
 
@@ -551,8 +574,8 @@ def power(f: Function, x: Value, exponent: float) -> Value:
     if x.type.bits == 32:
         if exponent.is_integer() and abs(exponent) <= 64:
             return in_double(f, lambda f, wide: _integer_power(wide, int(exponent)), x)
-        return in_double(f, lambda f, wide: _general_power(f, wide, exponent, short=True), x)
-    return _general_power(f, x, exponent, short=False)
+        return in_double(f, lambda f, wide: _general_power(f, wide, f.const(exponent, wide.type), short=True), x)
+    return _general_power(f, x, f.const(exponent, x.type), short=False)
 
 
 def _root(f: Function, x: Value) -> Value:
@@ -575,31 +598,37 @@ def _integer_power(x: Value, n: int) -> Value:
     return 1.0 / result if n < 0 else result
 
 
-def _general_power(f: Function, x: Value, exponent: float, short: bool) -> Value:
-    """exp(exponent · log|x|) in float64, the logarithm and the product in twice its precision unless `short`."""
+def power_of(f: Function, x: Value, y: Value) -> Value:
+    """x to the power y, as C's pow: NaN for negative x unless y is an integer; 1 for y = 0 and for x = 1."""
+    if x.type.bits == 32:
+        return in_double(f, lambda f, x, y: _general_power(f, x, y, short=True), x, y)
+    return _general_power(f, x, y, short=False)
+
+
+def _general_power(f: Function, x: Value, y: Value, short: bool) -> Value:
+    """exp(y · log|x|) in float64, the logarithm and the product in twice its precision unless `short`."""
     a = f.abs(x)
-    y = max(-_LARGE_EXPONENT, min(_LARGE_EXPONENT, exponent))
+    limited = f.min(_LARGE_EXPONENT, f.max(-_LARGE_EXPONENT, y))
     if short:
-        z, low = log(f, a) * y, None
+        z, low = log(f, a) * limited, None
     else:
         high, rest = log_pair(f, a)
-        z, error = two_product(f, high, y)
-        low = error + rest * y
-    limited = f.min(DOUBLE.most, f.max(DOUBLE.least, z))
-    if low is not None:
-        low = f.select(f.abs(z) < -DOUBLE.least, low, f.const(0.0, x.type))
-    result = _exp_limited(f, limited, low)
-    infinite, nothing = f.const(math.inf, x.type), f.const(0.0, x.type)
-    at_zero, at_infinity = (nothing, infinite) if exponent > 0 else (infinite, nothing)
-    result = f.select(f.eq(a, 0.0), at_zero, f.select(f.eq(a, math.inf), at_infinity, result))
-    if math.isinf(exponent) or abs(exponent) >= 2.0**53:
-        result = f.select(f.eq(a, 1.0), f.const(1.0, x.type), result)
-    elif exponent.is_integer():
-        if int(exponent) % 2:
-            result = f.copysign(result, x)
-    else:
-        result = f.select((x < 0.0) & (a < math.inf), f.const(math.nan, x.type), result)
-    return f.select(f.is_nan(x), x, result)
+        z, error = two_product(f, high, limited)
+        low = f.select(f.abs(z) < -DOUBLE.least, f.fma(rest, limited, error), f.const(0.0, x.type))
+    result = _exp_limited(f, f.min(DOUBLE.most, f.max(DOUBLE.least, z)), low)
+    # the parity of y: half of it is no integer
+    floor = rounded(f, y, "floor")
+    half = y * 0.5
+    odd = f.eq(floor, y) & f.ne(rounded(f, half, "floor"), half)
+    infinite, nothing, one = (f.const(c, x.type) for c in (math.inf, 0.0, 1.0))
+    growing = y > 0.0
+    edge = f.select(f.compare("eq", a, 0.0), f.select(growing, nothing, infinite), f.select(growing, infinite, nothing))
+    result = f.select(f.eq(a, 0.0) | f.eq(a, math.inf), edge, result)
+    result = f.select(odd, f.copysign(result, x), result)
+    result = f.select((x < 0.0) & f.ne(floor, y) & (a < math.inf), f.const(math.nan, x.type), result)
+    result = f.select(f.is_nan(x) | f.is_nan(y), x + y, result)
+    unity = f.eq(a, 1.0) & (f.eq(x, 1.0) | f.eq(f.abs(y), math.inf))
+    return f.select(f.eq(y, 0.0) | unity, one, result)
 
 
 # --- rounding, signs, extremes
