@@ -49,6 +49,7 @@ class Builder(Interpreter):
         return tuple(("batch" if d == 1 else None) if i == value.axis else d for i, d in enumerate(value.shape))
 
     def call(self, op_type: str, inputs: Sequence[Value | None], attributes: dict[str, Any], outputs: int) -> Any:
+        from . import recurrence, resizing  # noqa: F401  their operators register themselves
         from .operators import OPERATORS
 
         given = {name: value for name, value in attributes.items() if value is not None}

@@ -17,7 +17,7 @@ from .kernels.schedule import Parameters, Schedule
 from .llvm import I1, I8, I64, PTR, VOID, Function, Index, Module, Type, Value, type_of
 from .passes import arena
 from .steps import (
-    Conv, Dense, Elementwise, Lookup, MatMul, Normalize, Pool, Program, Rearrange, Reduce, Softmax, Step,
+    Conv, Dense, Elementwise, Lookup, MatMul, Normalize, Pool, Program, Rearrange, Reduce, Repeat, Softmax, Step,
 )  # fmt: skip
 from .target import Target
 from .tensors import Access, Buffer
@@ -36,6 +36,21 @@ GENERATORS: dict[type[Step], Callable] = {
 }
 CACHE = 1 << 20  # bytes: from an arena larger than that, samples in the lanes are slower than one after the other
 BLOCKS = 1  # vectors of samples in a tile
+
+
+def repeat(s: Schedule, step: Repeat) -> None:
+    """A loop around steps."""
+    f = s.f
+    with f.loop(0, step.count) as t:
+        outer = s.shifts
+        moved = {shift.source: f.add(f.mul(t, shift.stride), shift.start) for shift in step.shifts}
+        s.shifts = {**outer, **moved}  # type: ignore[dict-item]
+        for inner in step.body:
+            GENERATORS[type(inner)](s, inner)
+        s.shifts = outer
+
+
+GENERATORS[Repeat] = repeat
 
 
 @dataclass(frozen=True)

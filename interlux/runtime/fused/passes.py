@@ -9,7 +9,7 @@ from math import prod
 import numpy as np
 
 from .steps import (
-    Conv, Dense, Elementwise, Expression, Instruction, MatMul, Normalize, Pool, Program, Rearrange, Recurrent, Reduce,
+    Conv, Dense, Elementwise, Expression, Instruction, MatMul, Normalize, Pool, Program, Rearrange, Reduce, Repeat,
     Softmax, Step,
 )  # fmt: skip
 from .tensors import Buffer, Tensor, whole
@@ -36,7 +36,8 @@ def without_dead(steps: list[Step], outputs: list[Tensor]) -> list[Step]:
     live = {t.source for t in outputs}
     kept = []
     for step in reversed(steps):
-        if step.output in live:
+        made = [step.output, *(step.states if isinstance(step, Repeat) else [])]
+        if any(buffer in live for buffer in made):
             kept.append(step)
             live.update(t.source for t in step.reads())
     return kept[::-1]
@@ -196,7 +197,10 @@ def settled(steps: list[Step], outputs: list[Tensor], dtype: np.dtype) -> tuple[
     """Operands that no affine access describes are copied first; outputs become contiguous."""
     result: list[Step] = []
     for step in steps:
-        if isinstance(step, Elementwise):
+        if isinstance(step, Repeat):
+            body, _ = settled(fused(step.body, []), [], dtype)
+            step = replace(step, body=body)
+        elif isinstance(step, Elementwise):
             step.operands = [t.plain() for t in step.operands]
             for i, t in enumerate(step.operands):
                 if t.access() is None:
@@ -230,7 +234,7 @@ def arena(program: Program, kept: set[Buffer], granule: int = 16) -> tuple[dict[
     last: dict[Buffer, int] = {}
     first: dict[Buffer, int] = {}
     for number, step in enumerate(program.steps):
-        inner = step.scratch() if isinstance(step, Recurrent) else []
+        inner = step.scratch() if isinstance(step, Repeat) else []
         for buffer in [step.output, *inner, *(t.source for t in step.reads() if isinstance(t.source, Buffer))]:
             first.setdefault(buffer, number)
             last[buffer] = number

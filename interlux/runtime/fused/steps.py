@@ -227,28 +227,35 @@ class Lookup(Step):
     table: np.ndarray
 
 
+@dataclass(frozen=True, eq=False)
+class Shift:
+    """In round t of a loop a source begins `start + t · stride` elements later."""
+
+    source: Buffer
+    start: int
+    stride: int
+
+
 @dataclass(eq=False)
-class Recurrent(Step):
-    """One direction of a recurrent layer, the loop over time included. operands: x [time, in], then h0 [hidden] and, for
-    LSTM, c0 [hidden]; shape [(time + states) · hidden]: the hidden states of all steps, then the last states.
+class Repeat(Step):
+    """Steps that are executed `count` times. operands: what they read that is made outside; output and shape: of the
+    results of all rounds.
 
     Arguments:
-        kind: LSTM, GRU or RNN.
-        weight: float64 [gates · hidden, in], recurrence [gates · hidden, hidden], both in ONNX's order of gates.
-        bias: float64 [gates · hidden], of the input; recurrence_bias likewise.
-        reverse: whether time runs backwards.
-        activations: of gates and states, as expressions' instruction names.
-        before_reset: GRU's linear_before_reset.
+        count: rounds.
+        body: the steps of one round.
+        shifts: which sources move from round to round.
+        states: buffers that keep values from one round to the next, and behind the last one.
     """
 
-    kind: str
-    weight: np.ndarray
-    recurrence: np.ndarray
-    bias: np.ndarray
-    recurrence_bias: np.ndarray
-    reverse: bool
-    activations: tuple[str, ...]
-    before_reset: bool = False
+    count: int
+    body: list[Step]
+    shifts: list[Shift]
+    states: list[Buffer]
+
+    def scratch(self) -> list[Buffer]:
+        """All buffers that are used inside."""
+        return [*self.states, *(step.output for step in self.body)]
 
 
 @dataclass(eq=False)

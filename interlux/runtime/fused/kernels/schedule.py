@@ -76,6 +76,7 @@ class Schedule:
         self.width = target.lanes(dtype)
         self.parameters, self._arena, self._external = parameters, arena, external
         self.by_sample = lanes == 1
+        self.shifts: dict[Source, Index] = {}  # in a loop: by how many elements a source begins later
         self.sample: Index = 0  # which of the samples behind the pointers, where one sample is handled after the other
 
     # Addresses
@@ -110,6 +111,7 @@ class Schedule:
         f = self.f
         if not isinstance(source, Constant):
             index = f.add(index, f.mul(self.sample, source.size))  # type: ignore[assignment]
+            index = f.add(index, self.shifts.get(source, 0))  # type: ignore[assignment]
         return f.offset(self.base(source), f.mul(index, self.stride(source)))  # type: ignore[arg-type]
 
     def index(self, access: Access, coordinates: Sequence[Index]) -> Index:
