@@ -255,11 +255,12 @@ def to_fused(
     params: Mapping[str, Any] | None = None,
     states: Mapping[str, Any] | None = None,
     threads: int | None = None,
+    dtype: Any = None,
 ) -> Layer:
     """A layer that runs as one native function on the CPU. See `interlux.runtime.fused.layer.to_fused`."""
     with needs("fused"):
         from .runtime.fused.layer import to_fused as convert
-    return convert(layer, input_shape, params, states, threads)
+    return convert(layer, input_shape, params, states, threads, dtype)
 
 
 def bundle(model: Model, folder: Path, targets: Sequence[str] = (), verify: bool = True) -> None:
