@@ -12,7 +12,6 @@ from interlux.ir.foreign import Kind
 from interlux.ir.layers import Dense
 from interlux.runtime.fused.entry import Native
 from interlux.runtime.fused.llvm import PTR, type_of
-
 from tests.runtime.fused_functions import finish, start
 
 

@@ -24,15 +24,26 @@ def finish(f: Function, inputs: list[Kind], outputs: list[Kind], parameters: Any
     return Native(library.address(f.name), tuple(inputs), tuple(outputs), parameters, owner=library, **facts)
 
 
-def affine(shape: tuple[int, ...] = (4,), dtype: Any = np.float32, a: float = 2.0, b: float = 1.0, **facts: Any) -> Native:
-    """y = a·x + b, with a and b as parameters."""
+def affine_text() -> str:
+    """The code of `affine()`."""
+    f = _affine((4,), np.float32)
+    f.ret()
+    return f.module.text()
+
+
+def affine(shape: tuple[int, ...] = (4,), dtype: Any = np.float32, **facts: Any) -> Native:
+    """y = 2·x + 1; 2 and 1 are the parameters."""
+    ports = [Kind(shape, np.dtype(dtype))]
+    return finish(_affine(shape, dtype), ports, ports, np.array([2, 1], dtype), **facts)
+
+
+def _affine(shape: tuple[int, ...], dtype: Any) -> Function:
     f, kind = start(), type_of(dtype)
     x, y = (f.load(f[name].of(PTR)).of(kind) for name in ("inputs", "outputs"))
     p = f["parameters"].of(kind)
     with f.loop(0, f["batch"] * int(np.prod(shape, dtype=np.int64))) as i:
         f.store(f.load(x + i) * f.load(p) + f.load(p + 1), y + i)
-    ports = [Kind(shape, np.dtype(dtype))]
-    return finish(f, ports, ports, np.array([a, b], dtype), **facts)
+    return f
 
 
 def pair(**facts: Any) -> Native:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import subprocess
@@ -301,10 +302,8 @@ def test_no_reference_leaks() -> None:
             entry.call(x)
             entry.call(x, out=y)
             entry.call(x=x)
-            try:
+            with contextlib.suppress(InvalidModelError):
                 entry.call(bad)
-            except InvalidModelError:
-                pass
 
     everything()
     gc.collect()

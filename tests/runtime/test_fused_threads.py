@@ -74,9 +74,7 @@ def test_eight_threads_ask_at_once() -> None:
 
     def work(number: int) -> None:
         x = np.full((1000, 4), number, np.float32)
-        for _ in range(100):
-            if not (entry.call(x)[0] == 2 * number + 1).all():
-                wrong.append(number)
+        wrong.extend(number for _ in range(100) if not (entry.call(x)[0] == 2 * number + 1).all())
 
     workers = [threading.Thread(target=work, args=(i,)) for i in range(8)]
     for worker in workers:

@@ -47,12 +47,12 @@ class Cached:
 
 @functools.cache
 def engine_version() -> str:
-    """Changes whenever the generators do: a hash of their source."""
+    """Changes whenever the generators do: the sizes and dates of their files."""
     digest = hashlib.sha256()
     folder = Path(__file__).parent
     for file in sorted(folder.rglob("*.py")):
-        digest.update(str(file.relative_to(folder)).encode())
-        digest.update(file.read_bytes())
+        status = file.stat()
+        digest.update(f"{file.relative_to(folder)} {status.st_size} {status.st_mtime_ns};".encode())
     return digest.hexdigest()
 
 
@@ -133,8 +133,9 @@ class ObjectCache:
         if self.folder is None:
             return False
         described = json.dumps(dict(facts or {}), sort_keys=True).encode()
-        checksum = hashlib.sha256(described + object).digest()
-        raw = _MAGIC + _HEADER.pack(key, checksum, len(described), len(object)) + described + object
+        contents = described + object
+        checksum = hashlib.sha256(contents).digest()
+        raw = _MAGIC + _HEADER.pack(key, checksum, len(described), len(object)) + contents
         if len(raw) > self.limit:
             return False
         try:
@@ -198,7 +199,9 @@ def _parse(raw: bytes, key: bytes) -> Cached | None:
     if len(raw) < start or not raw.startswith(_MAGIC):
         return None
     found, checksum, described, size = _HEADER.unpack_from(raw, len(_MAGIC))
-    if found != key or len(raw) != start + described + size or hashlib.sha256(raw[start:]).digest() != checksum:
+    if found != key or len(raw) != start + described + size:
+        return None
+    if hashlib.sha256(memoryview(raw)[start:]).digest() != checksum:
         return None
     return Cached(raw[start + described :], json.loads(raw[start : start + described]))
 

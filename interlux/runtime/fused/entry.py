@@ -155,7 +155,7 @@ class Entry:
     def _plan(self, threads: int) -> None:
         """Decides from which batch the lock is released and threads are used."""
         own, call = self.native, self.description
-        self.nanoseconds = max(0.01, self._measure() if own.nanoseconds is None else own.nanoseconds)
+        self.nanoseconds = max(0.01, measured(own) if own.nanoseconds is None else own.nanoseconds)
         call.release_from = max(1, math.ceil(RELEASE / self.nanoseconds))
         if threads > 1:
             call.threads = threads
@@ -163,20 +163,6 @@ class Entry:
                 history.alone = math.ceil(self.nanoseconds * 1024)
             call.chunk = own.grain * math.ceil(CHUNK / (self.nanoseconds * own.grain))
             call.split_from = max(math.ceil(SPLIT / self.nanoseconds), 2 * call.chunk)
-
-    def _measure(self) -> float:
-        """Nanoseconds per sample, on zeros."""
-        batch = self.native.grain
-        while True:
-            arrays = [np.zeros((batch, *kind.shape), kind.dtype) for kind in self.native.inputs]
-            outputs, best = self._outputs(batch), math.inf
-            for _ in range(4):
-                start = time.perf_counter_ns()
-                self._compute(arrays, outputs)
-                best = min(best, time.perf_counter_ns() - start)
-            if best > 40_000 or batch >= 4096:  # long beside the call itself
-                return best / batch
-            batch *= 4
 
     def _outputs(self, batch: int) -> tuple[np.ndarray, ...]:
         return tuple(np.empty((batch, *kind.shape), kind.dtype) for kind in self.native.outputs)
@@ -270,6 +256,26 @@ class Entry:
 
     def _name(self, index: int) -> str:
         return f"input {self.signature.inputs[index].name!r}" if self.signature is not None else f"input {index}"
+
+
+def measured(function: Native) -> float:
+    """Nanoseconds per sample of a native function, on zeros."""
+    room = np.zeros(function.arena + 64, np.uint8)
+    arena = room.ctypes.data + -room.ctypes.data % 64
+    parameters = aligned(function.parameters)
+    run, pointer = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 4, ctypes.c_int64)(function.address), ctypes.c_void_p
+    batch = function.grain
+    while True:
+        sides = [[np.zeros((batch, *k.shape), k.dtype) for k in kinds] for kinds in (function.inputs, function.outputs)]
+        given, made = ((pointer * len(arrays))(*(a.ctypes.data for a in arrays)) for arrays in sides)
+        best = math.inf
+        for _ in range(4):
+            start = time.perf_counter_ns()
+            run(given, made, parameters.ctypes.data, arena, batch)
+            best = min(best, time.perf_counter_ns() - start)
+        if best > 40_000 or batch >= 4096:  # long beside the call itself
+            return best / batch
+        batch *= max(2, min(16, math.ceil(50_000 / best)))
 
 
 def _number_of(function: Native) -> int:

@@ -97,7 +97,7 @@ class Fused(Layer):
         arrays = [np.asarray(x) for x in inputs]
         packed = _functions(self).packed({name: np.asarray(array) for name, array in stored.items()}, arrays)
         outputs = packed.entry.run(arrays, parameters=packed.parameters)
-        if not all(isinstance(array, np.ndarray) for array in (*stored.values(), *inputs)):
+        if not all(isinstance(array, np.ndarray | np.generic) for array in (*stored.values(), *inputs)):
             import jax.numpy as jnp
 
             outputs = tuple(jnp.asarray(y) for y in outputs)
@@ -151,6 +151,7 @@ def to_fused(
     params: Mapping[str, Any] | None = None,
     states: Mapping[str, Any] | None = None,
     threads: int | None = None,
+    dtype: Any = None,
 ) -> Layer:
     """A layer that runs as one native function on the CPU; it takes the same parameters, states and inputs.
 
@@ -160,16 +161,14 @@ def to_fused(
         params, states: arrays that it will be used with, so that it is compiled now; without them it is compiled for
             fresh ones, or, where a layer has none of its own (one that was imported), when it is first applied.
         threads: at most so many compute one batch; None is all cores that this process may use.
+        dtype: of the inputs, one or a sequence, that it is compiled for now; None is that of the parameters.
 
     Returns: a layer whose `apply` runs natively with numpy and inside jax.jit, jax.vmap and jax.grad. Inputs have the
     batch first, of any size.
 
     Raises UnsupportedError naming the layers that the engine does not take.
     """
-    items = list(input_shape)
-    several = bool(items) and all(isinstance(item, tuple | list) for item in items)
-    shapes = tuple(tuple(map(int, item)) for item in items) if several else (tuple(map(int, items)),)  # type: ignore[arg-type]
-    fused = Fused(layer, shapes, threads)
+    fused = Fused(layer, _shapes(input_shape), threads)
     if params is None and states is None:
         own_params, own_states = setup(layer, 0)
         if not own_params and not own_states and not layer.children():
@@ -177,9 +176,21 @@ def to_fused(
         params, states = own_params, own_states
     stored = _arrays_of(params or {}, states or {})
     kept = {name: np.asarray(array) for name, array in stored.items()}
-    dtype = next((a.dtype for a in kept.values() if trees.is_float(a.dtype)), np.dtype(np.float32))
-    _functions(fused).packed(kept, [np.zeros((1, *shape), dtype) for shape in shapes])
+    own = next((a.dtype for a in kept.values() if trees.is_float(a.dtype)), np.dtype(np.float32))
+    dtypes = list(dtype) if isinstance(dtype, tuple | list) else [dtype or own] * len(fused.input_shapes)
+    if len(dtypes) != len(fused.input_shapes):
+        raise InvalidModelError(f"{len(dtypes)} dtypes for {len(fused.input_shapes)} inputs")
+    _functions(fused).packed(kept, [np.zeros((1, *s), d) for s, d in zip(fused.input_shapes, dtypes, strict=True)])
     return fused
+
+
+def _shapes(given: Sequence[Any]) -> tuple[Shape, ...]:
+    """The shapes of all inputs, from that of one or from a sequence of them."""
+    shapes = tuple(given) if given and isinstance(given[0], Sequence) else (given,)
+    sizes = tuple(tuple(shape) for shape in shapes)
+    if not all(isinstance(size, int | np.integer) and size > 0 for shape in sizes for size in shape):
+        raise InvalidModelError(f"input_shape must be positive sizes without the batch, not {given!r}")
+    return tuple(tuple(map(int, shape)) for shape in sizes)
 
 
 def _arrays_of(params: Mapping[str, Any], states: Mapping[str, Any]) -> dict[Name, Any]:
@@ -190,21 +201,22 @@ def _arrays_of(params: Mapping[str, Any], states: Mapping[str, Any]) -> dict[Nam
 
 def _are_known(arrays: Iterable[Any]) -> bool:
     """Whether these are arrays of numpy, or of JAX on a CPU, with values that are known now."""
-    return all(isinstance(array, np.ndarray) or _is_jax(array, "known") for array in arrays)
+    return all(isinstance(array, np.ndarray | np.generic) or _is_jax(array, known=True) for array in arrays)
 
 
 def _are_arrays(arrays: Iterable[Any]) -> bool:
     """Whether these are arrays of numpy or JAX, traced or not."""
-    return all(isinstance(array, np.ndarray) or _is_jax(array, "any") for array in arrays)
+    return all(isinstance(array, np.ndarray | np.generic) or _is_jax(array, known=False) for array in arrays)
 
 
-def _is_jax(array: Any, kind: str) -> bool:
+def _is_jax(array: Any, known: bool) -> bool:
+    """Whether this is an array of JAX; with `known`, one whose values are in this process's memory."""
     jax = sys.modules.get("jax")
     if jax is None or not isinstance(array, jax.Array):
         return False
-    if kind == "any" or isinstance(array, jax.core.Tracer):
-        return kind == "any"
-    return all(device.platform == "cpu" for device in array.devices()) and array.is_fully_addressable
+    if not known or isinstance(array, jax.core.Tracer):
+        return not known
+    return array.is_fully_addressable and all(device.platform == "cpu" for device in array.devices())
 
 
 def _trees_of(stored: Stored, params: Mapping[str, Any], states: Mapping[str, Any]) -> tuple[Tree, Tree]:
@@ -347,7 +359,8 @@ class _Functions:
             trees.from_leaves((path, array) for (tree, path), array in stored.items() if tree == wanted)
             for wanted in ("params", "states")
         )
-        function = self._compiler(self._layer.layer, params, states, kinds)
+        with np.errstate(all="ignore"):  # what is folded may be anything: numbered elements, NaN
+            function = self._compiler(self._layer.layer, params, states, kinds)
         entry = self._entries.get(function.key)
         if entry is None or not function.key:
             entry = self._entries[function.key] = Entry(function, threads=self._layer.threads)
@@ -356,10 +369,10 @@ class _Functions:
     def _gather(self, stored: Stored, inputs: Sequence[Value]) -> _Gather | None:
         """The packing as a gather; None if it is more than that."""
         key = _key(stored, inputs)
-        found = self._gathers.get(key, False)
-        if found is False or (found and not _same(found.others, stored)):
+        found = self._gathers.get(key)
+        if key not in self._gathers or (found is not None and not _same(found.others, stored)):
             found = self._gathers[key] = self._find_gather(stored, inputs)
-        return found or None
+        return found
 
     def _find_gather(self, stored: Stored, inputs: Sequence[Value]) -> _Gather | None:
         """Packs arrays whose elements are numbered, upwards and downwards, and looks where the numbers went."""

@@ -25,21 +25,24 @@ _lock = threading.Lock()
 @functools.cache
 def library() -> Library:
     """The functions `dispatch`, `handler`, `pool_…`, and `entry` where `abi.layout` allows it."""
-    module = Module(host())
     found = layout()
     symbols = {"interlux_functions": ctypes.addressof(_table)}
+    places = repr(found)
+    if isinstance(found, Layout):
+        symbols.update(found.symbols)
+        places = repr({**vars(found), "symbols": ()})
+    objects, key = ObjectCache(), key_of(host(), "callers", places)
+    cached = objects.get(key)
+    if cached is not None:
+        return load(cached.object, symbols)
+    module = Module(host())
     emit_pool(module)
     emit_dispatch(module)
     emit_handler(module)
     if isinstance(found, Layout):
         emit_entry(module, found)
-        symbols.update(found.symbols)
-    text = module.text()
-    objects, key = ObjectCache(), key_of(module.target, text)
-    cached = objects.get(key)
-    compiled = assemble(text, module.target) if cached is None else cached.object
-    if cached is None:
-        objects.put(key, compiled)
+    compiled = assemble(module.text(), module.target)
+    objects.put(key, compiled)
     return load(compiled, symbols)
 
 

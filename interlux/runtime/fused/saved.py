@@ -1,0 +1,161 @@
+"""Compiled models kept whole: found by what they are, before any code is generated for them.
+
+    native = saved(key_of_layer(target, layer, params, states, kinds), make)
+
+Generating code takes tens of milliseconds and compiling it a hundred; the hash of a small model takes a tenth of one,
+and what belongs to it on disk is ready after one more.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import struct
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ...ir import trees
+from ...ir.dtypes import dtype_named
+from ...ir.foreign import Kind
+from ...ir.graph import Node
+from ...ir.layer import Layer
+from ...ir.trees import Tree
+from .cache import ObjectCache, key_of
+from .entry import Native, measured
+from .llvm import Library, load
+from .target import Target
+
+_IGNORED: dict[Any, tuple[str, ...]] = {Node: ("scope", "source")}  # fields that only errors quote
+_libraries: weakref.WeakValueDictionary[bytes, Library] = weakref.WeakValueDictionary()
+
+
+@dataclass(frozen=True)
+class Built:
+    """What compiling a model gives, before it is loaded.
+
+    Arguments:
+        object: an object file with the function `run`.
+        inputs, outputs, parameters, arena, grain: see `entry.Native`.
+    """
+
+    object: bytes
+    inputs: tuple[Kind, ...]
+    outputs: tuple[Kind, ...]
+    parameters: np.ndarray
+    arena: int
+    grain: int
+
+
+def loaded(built: Built, nanoseconds: float | None = None) -> Native:
+    """The native function of a compiled model; the same code is in memory once."""
+    key = hashlib.sha256(built.object).digest()
+    library = _libraries.get(key)
+    if library is None:
+        library = _libraries[key] = load(built.object)
+    return Native(
+        library.address("run"), built.inputs, built.outputs, built.parameters, built.arena, built.grain, nanoseconds,
+        key=key, owner=library,
+    )  # fmt: skip
+
+
+def saved(key: bytes | None, make: Callable[[], Built], objects: ObjectCache | None = None) -> Native:
+    """The native function of a key: from disk, or made and kept there.
+
+    Arguments:
+        key: from `key_of_layer`; None: it is made each time.
+        make: compiles the model.
+        objects: where it is kept; the user's cache by default.
+    """
+    if key is None:
+        return loaded(make())
+    objects = ObjectCache() if objects is None else objects
+    found = objects.get(key)
+    if found is not None:
+        built = _unpacked(found.object, found.facts)
+        return loaded(built, found.facts["nanoseconds"])
+    built = make()
+    native = loaded(built)
+    native = dataclasses.replace(native, nanoseconds=measured(native))
+    code, parameters = built.object, built.parameters.tobytes()
+    facts = {
+        "code": len(code),
+        "inputs": [(list(kind.shape), kind.dtype.name) for kind in built.inputs],
+        "outputs": [(list(kind.shape), kind.dtype.name) for kind in built.outputs],
+        "arena": built.arena,
+        "grain": built.grain,
+        "nanoseconds": native.nanoseconds,
+    }
+    objects.put(key, code + parameters, facts)
+    return native
+
+
+def _unpacked(raw: bytes, facts: Mapping[str, Any]) -> Built:
+    inputs, outputs = (
+        tuple(Kind(tuple(shape), dtype_named(name)) for shape, name in facts[port]) for port in ("inputs", "outputs")
+    )
+    code = facts["code"]
+    parameters = np.frombuffer(raw, np.uint8, offset=code)
+    return Built(raw[:code], inputs, outputs, parameters, facts["arena"], facts["grain"])
+
+
+def key_of_layer(
+    target: Target, layer: Layer, params: Tree, states: Tree, inputs: Sequence[Kind], *options: object
+) -> bytes | None:
+    """The key of a compiled layer with its arrays; None if the layer holds something that cannot be compared.
+
+    Arguments:
+        inputs: shapes and dtypes that it is compiled for.
+        options: whatever else the code follows from; numbers, texts and tuples of them.
+    """
+    digest = hashlib.sha256()
+    try:
+        _describe(layer, digest.update)
+        for kind in inputs:
+            _describe((kind.shape, kind.dtype.name), digest.update)
+        _describe(options, digest.update)
+    except TypeError:
+        return None
+    for name, tree in (("params", params), ("states", states)):
+        digest.update(name.encode())
+        for path, leaf in trees.leaves(tree):
+            array = np.ascontiguousarray(leaf)
+            if array.dtype.hasobject:
+                return None
+            digest.update(f"{path!r} {array.dtype.name} {np.shape(leaf)};".encode())
+            digest.update(array.reshape(-1).view(np.uint8).data)
+    return key_of(target, "layer", digest.digest())
+
+
+def _describe(value: Any, write: Callable[[bytes], None]) -> None:
+    """Writes a value so that different ones give different bytes. Raises TypeError for what it does not know."""
+    match value:
+        case None | bool() | int() | str():
+            raw = f"{type(value).__name__} {value!r}".encode()
+            write(struct.pack("<q", len(raw)) + raw)
+        case float():
+            write(b"float" + struct.pack("<d", value))
+        case bytes():
+            write(b"bytes" + struct.pack("<q", len(value)) + value)
+        case tuple() | list():
+            write(b"tuple" + struct.pack("<q", len(value)))
+            for item in value:
+                _describe(item, write)
+        case Mapping():
+            write(b"dict" + struct.pack("<q", len(value)))
+            for pair in value.items():
+                _describe(pair, write)
+        case np.dtype():
+            _describe(("dtype", value.str), write)
+        case _ if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            kind = type(value)
+            _describe(f"{kind.__module__}.{kind.__qualname__}", write)
+            ignored = _IGNORED.get(kind, ())
+            for field in dataclasses.fields(value):
+                if field.name not in ignored:
+                    _describe(getattr(value, field.name), write)
+        case _:
+            raise TypeError(f"{type(value).__name__} cannot be compared")
