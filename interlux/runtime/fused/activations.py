@@ -10,12 +10,15 @@ the names of their classes.
 from __future__ import annotations
 
 import math
+import re
+import struct
 from collections.abc import Callable
 from functools import reduce
 
 import numpy as np
 
 from ...ir.errors import UnsupportedError
+from . import gaussian, hyperbolic, logarithms
 from . import trigonometry as trig
 from . import vectormath as vm
 from .llvm import F64, Function, Operand, Value
@@ -113,7 +116,7 @@ def celu(f: Function, x: Value, *, alpha: float = 1.0) -> Value:
 def softplus(f: Function, x: Value, *, beta: float = 1.0, threshold: float = math.inf) -> Value:
     """log(1 + exp(beta x)) / beta; x itself where beta x > threshold (PyTorch: 20)."""
     z = x if beta == 1 else x * float(beta)
-    y = f.max(0.0, z) + vm.log1p_unit(f, vm.exp_nonpositive(f, -f.abs(z)))
+    y = f.max(0.0, z) + logarithms.log1p_unit(f, vm.exp_nonpositive(f, -f.abs(z)))
     if beta == 1 and threshold == math.inf:
         return y
     # from 40 on they are the same number; z may be infinite where x is not
@@ -160,7 +163,7 @@ def mish(f: Function, x: Value) -> Value:
 
 def gelu(f: Function, x: Value, *, approximate: str = "none") -> Value:
     if approximate == "none":
-        return vm.normal_times(f, x)
+        return gaussian.normal_times(f, x)
     if approximate != "tanh":
         raise UnsupportedError(f"Gelu has no approximation {approximate!r}, only 'none' and 'tanh'")
     z, low, _ = gelu_argument(f, x)
@@ -209,9 +212,16 @@ def mean(f: Function, *xs: Value) -> Value:
 
 def power(f: Function, x: Value, exponent: Operand) -> Value:
     """x to a power: a number, for which there may be a shorter form, or a Value."""
-    if isinstance(exponent, Value):
-        return vm.power_of(f, x, exponent)
-    return vm.power(f, x, float(exponent))
+    known = _known(exponent) if isinstance(exponent, Value) else float(exponent)
+    return logarithms.power(f, x, known) if known is not None else logarithms.power_of(f, x, exponent)  # type: ignore[arg-type]
+
+
+def _known(value: Value) -> float | None:
+    """The number that a constant is, the same in all lanes; None for what is known at run time only."""
+    if value.text == "zeroinitializer":
+        return 0.0
+    literal = re.fullmatch(r"(?:splat \((?:float|double) )?0x([0-9A-F]{16})\)?", value.text)
+    return struct.unpack(">d", bytes.fromhex(literal[1]))[0] if literal else None
 
 
 ACTIVATIONS: dict[str, Emitter] = {
@@ -222,14 +232,22 @@ ACTIVATIONS: dict[str, Emitter] = {
     "Floor": lambda f, x: vm.rounded(f, x, "floor"),
     "Ceil": lambda f, x: vm.rounded(f, x, "ceil"),
     "Round": lambda f, x: vm.rounded(f, x, "roundeven"),
-    "Sqrt": vm.sqrt,
-    "Reciprocal": vm.reciprocal,
+    "Sqrt": logarithms.sqrt,
+    "Reciprocal": logarithms.reciprocal,
     "Exp": vm.exp,
-    "Log": vm.log,
-    "Erf": vm.erf,
+    "Log": logarithms.log,
+    "Erf": gaussian.erf,
     "Sin": trig.sin,
     "Cos": trig.cos,
+    "Tan": trig.tan,
+    "Asin": trig.asin,
+    "Acos": trig.acos,
     "Atan": trig.atan,
+    "Sinh": hyperbolic.sinh,
+    "Cosh": hyperbolic.cosh,
+    "Asinh": hyperbolic.asinh,
+    "Acosh": hyperbolic.acosh,
+    "Atanh": hyperbolic.atanh,
     "Tanh": vm.tanh,
     "Sigmoid": vm.sigmoid,
     "Relu": relu,
@@ -257,10 +275,10 @@ ACTIVATIONS: dict[str, Emitter] = {
     # no operators of ONNX; what importers write in several is recognised as these
     "Expm1": vm.expm1,
     "Exp2": vm.exp2,
-    "Log1p": vm.log1p,
-    "Log2": vm.log2,
-    "Log10": vm.log10,
-    "Erfc": vm.erfc,
-    "Rsqrt": vm.rsqrt,
+    "Log1p": logarithms.log1p,
+    "Log2": logarithms.log2,
+    "Log10": logarithms.log10,
+    "Erfc": gaussian.erfc,
+    "Rsqrt": logarithms.rsqrt,
     "LogSigmoid": log_sigmoid,
 }

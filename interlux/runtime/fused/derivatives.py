@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from . import gaussian, hyperbolic, logarithms
 from . import trigonometry as trig
 from . import vectormath as vm
 from .activations import SELU_ALPHA, SELU_GAMMA, gelu_argument, rounded_attribute
@@ -82,7 +83,7 @@ def mish(f: Function, x: Value, y: Value) -> Value:
 def gelu(f: Function, x: Value, y: Value, *, approximate: str = "none") -> Value:
     if approximate == "none":
         limit = 15.0 if x.type.bits == 32 else 39.0
-        return f.fma(f.max(-limit, f.min(limit, x)), vm.normal_density(f, x), vm.normal(f, x))
+        return f.fma(f.max(-limit, f.min(limit, x)), gaussian.normal_density(f, x), gaussian.normal(f, x))
     z, _, x = gelu_argument(f, x)
     rest = vm.sigmoid(f, -f.abs(z))  # the smaller of s = sigmoid(z) and 1 - s
     slope = f.fma(x * x, 3 * 0.07135481627260025, 1.5957691216057308)
@@ -96,7 +97,7 @@ def softsign(f: Function, x: Value, y: Value) -> Value:
 
 def power(f: Function, x: Value, y: Value, exponent: float) -> Value:
     exponent = float(exponent)
-    return f.const(0.0, x.type) if exponent == 0 else vm.power(f, x, exponent - 1.0) * exponent
+    return f.const(0.0, x.type) if exponent == 0 else logarithms.power(f, x, exponent - 1.0) * exponent
 
 
 def erf(f: Function, x: Value, y: Value) -> Value:
@@ -123,6 +124,13 @@ DERIVATIVES: dict[str, Derivative] = {
     "Sin": lambda f, x, y: trig.cos(f, x),
     "Cos": lambda f, x, y: -trig.sin(f, x),
     "Tan": lambda f, x, y: f.fma(y, y, 1.0),
+    "Asin": lambda f, x, y: 1.0 / f.sqrt(f.fma(-x, x, 1.0)),
+    "Acos": lambda f, x, y: -1.0 / f.sqrt(f.fma(-x, x, 1.0)),
+    "Sinh": lambda f, x, y: hyperbolic.cosh(f, x),
+    "Cosh": lambda f, x, y: hyperbolic.sinh(f, x),
+    "Asinh": lambda f, x, y: 1.0 / f.sqrt(f.fma(x, x, 1.0)),
+    "Acosh": lambda f, x, y: 1.0 / f.sqrt((x - 1.0) * (x + 1.0)),
+    "Atanh": lambda f, x, y: 1.0 / f.fma(-x, x, 1.0),
     "Atan": lambda f, x, y: 1.0 / f.fma(x, x, 1.0),
     "Tanh": lambda f, x, y: f.fma(-y, y, 1.0),
     "Sigmoid": lambda f, x, y: f.fma(-y, y, y),

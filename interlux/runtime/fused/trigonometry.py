@@ -6,7 +6,7 @@ import math
 
 from . import coefficients
 from .llvm import F64, I1, Function, Value
-from .pairs import quick_two_sum, two_product
+from .pairs import Pair, quick_two_sum, square, two_product, two_sum
 from .turns import large_turns
 from .vectormath import FLOAT, format_of, in_double, polynomial
 
@@ -20,7 +20,13 @@ def atan(f: Function, x: Value) -> Value:
     return _atan(f, x, short=False)
 
 
-def _atan(f: Function, x: Value, short: bool) -> Value:
+def _atan(f: Function, x: Value, short: bool, more: Value | None = None) -> Value:
+    """The arc tangent of a float64.
+
+    Arguments:
+        short: to the precision of float32.
+        more: a small number that is to be added to the result.
+    """
     a = f.abs(x)
     far, near = a > 1 / ATAN_LIMIT, a <= ATAN_LIMIT
     zero, one = f.const(0.0, x.type), f.const(1.0, x.type)
@@ -39,10 +45,45 @@ def _atan(f: Function, x: Value, short: bool) -> Value:
     lost_d = f.select(outside, zero, f.select(a > 1.0, 1.0 - (denominator - a), a - (denominator - 1.0)))
     product, error = two_product(f, quotient, denominator)
     rest = (((numerator - product) - error) + f.fma(-quotient, lost_d, lost_n)) / denominator
+    if more is not None:
+        rest = rest + f.select(x < 0.0, -more, more)
     rest = f.select(a < math.inf, rest, zero)
     total, lost = quick_two_sum(high, quotient)
     direct = quotient + (series + rest)
     return f.copysign(f.select(near, direct, total + (lost + (series + (rest + low)))), x)
+
+
+def asin(f: Function, x: Value) -> Value:
+    """atan(x / sqrt(1 - x²))."""
+    if format_of(x) is FLOAT:
+        return in_double(f, asin, x)
+    root, low = _cathetus(f, x)
+    quotient = x / root
+    high, error = two_product(f, quotient, root)
+    return _atan(f, quotient, short=False, more=(((x - high) - error) - quotient * low) * root)
+
+
+def acos(f: Function, x: Value) -> Value:
+    """atan(sqrt(1 - x²) / x), and π more for negative numbers."""
+    if format_of(x) is FLOAT:
+        return in_double(f, acos, x)
+    root, low = _cathetus(f, x)
+    quotient = root / x
+    high, error = two_product(f, quotient, x)
+    negative = f.copysign(f.const(1.0, x.type), x) < 0.0
+    offset = f.select(negative, f.const(1.2246467991473532e-16, x.type), 0.0)
+    angle = _atan(f, quotient, short=False, more=f.fma((root - high) - error + low, x, offset))
+    return angle + f.select(negative, f.const(math.pi, x.type), 0.0)
+
+
+def _cathetus(f: Function, x: Value) -> Pair:
+    """sqrt(1 - x²) as a pair."""
+    high, low = square(f, x)
+    rest, lost = two_sum(1.0, -high)
+    root = f.sqrt(rest + (lost - low))
+    product, error = two_product(f, root, root)
+    low = (((rest - product) - error) + (lost - low)) / (root * 2.0)
+    return root, f.select(root > 0.0, low, f.const(0.0, x.type))
 
 
 # π/2 in parts of 33 bits, whose products with numbers below 2^20 are exact, and the rest
@@ -56,6 +97,14 @@ def sin(f: Function, x: Value) -> Value:
 
 def cos(f: Function, x: Value) -> Value:
     return _wave(f, x, 1)
+
+
+def tan(f: Function, x: Value) -> Value:
+    if format_of(x) is FLOAT:
+        return in_double(f, tan, x)
+    high, low, quadrant = reduced(f, x)
+    quotient = _of_reduced(f, high, low, quadrant) / _of_reduced(f, high, low, quadrant + 1)
+    return f.select(f.eq(x, 0.0), x, quotient)  # -0 stays
 
 
 def _wave(f: Function, x: Value, quarters: int) -> Value:
