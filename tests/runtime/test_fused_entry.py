@@ -20,7 +20,7 @@ pytest.importorskip("llvmlite")
 from interlux.ir.errors import InvalidModelError, ResourceLimitError
 from interlux.ir.model import Dimension, Signature, TensorSpec
 from interlux.runtime.fused import abi
-from interlux.runtime.fused.entry import Entry
+from interlux.runtime.fused.entry import Entry, _plain
 from tests.runtime.fused_functions import affine, pair, through_arena
 
 SPEC = TensorSpec("x", "float32", ("batch", 4))
@@ -235,24 +235,29 @@ def test_special_numbers() -> None:
         np.testing.assert_array_equal(Entry(affine()).call(x)[0], 2 * x + 1)
 
 
-def test_jax_and_torch_arrays_without_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jax_and_torch_arrays_without_a_copy() -> None:
     jnp, torch = pytest.importorskip("jax.numpy"), pytest.importorskip("torch")
     entry = Entry(affine(), signed())
-    seen: list[int] = []
-    compute = entry._compute
-    monkeypatch.setattr(
-        entry, "_compute", lambda arrays, *rest: (seen.append(arrays[0].ctypes.data), compute(arrays, *rest))
-    )
     x = np.random.default_rng(0).standard_normal((5, 4)).astype(np.float32)
     a, b = jnp.asarray(x), torch.tensor(x)
-    np.testing.assert_array_equal(entry.call(a)[0], 2 * x + 1)
-    np.testing.assert_array_equal(entry.call(b)[0], 2 * x + 1)
-    np.testing.assert_array_equal(entry.call(OnlyDlpack(x))[0], 2 * x + 1)
-    assert seen == [a.unsafe_buffer_pointer(), b.data_ptr(), x.ctypes.data]
+    for given, address in [
+        (a, a.unsafe_buffer_pointer()),
+        (b, b.data_ptr()),
+        (OnlyDlpack(x), x.ctypes.data),
+        (x.view(np.matrix), x.ctypes.data),
+    ]:
+        assert _plain(given).ctypes.data == address
+        np.testing.assert_array_equal(entry.call(given)[0], 2 * x + 1)
+        np.testing.assert_array_equal(entry.call(x=given)[0], 2 * x + 1)
+        np.testing.assert_array_equal(entry.call(given, out=np.empty_like(x))[0], 2 * x + 1)
+    transposed = torch.tensor(x.T.copy()).T
+    np.testing.assert_array_equal(entry.call(transposed)[0], 2 * x + 1)
     with pytest.raises(InvalidModelError, match="requires grad"):
         entry.call(b.clone().requires_grad_())
     with pytest.raises(InvalidModelError, match="float64"):
         entry.call(b.double())
+    with pytest.raises(InvalidModelError, match="bfloat16|no array"):
+        entry.call(b.bfloat16())
 
 
 @hypothesis.settings(max_examples=300)

@@ -181,6 +181,10 @@ class Entry:
 
     def slow(self, *args: Any, out: Any = None, **kwargs: Any) -> tuple[np.ndarray, ...]:
         """What `call` does, for all arguments: converts and checks them."""
+        if self.fast and not kwargs:
+            arrays = tuple(map(_plain, args))
+            if any(array is not given for array, given in zip(arrays, args, strict=True)):
+                return self.call(*arrays) if out is None else self.call(*arrays, out=out)
         return self.run(self._bind(args, kwargs), out)
 
     def run(self, arrays: Sequence[np.ndarray], out: Any = None, parameters: np.ndarray | None = None) -> Any:
@@ -192,7 +196,7 @@ class Entry:
 
         Returns the tuple of outputs; those given as `out` are the same objects.
         """
-        arrays = [np.require(array, requirements=("C", "A")) for array in arrays]
+        arrays = [_in_order(array) for array in arrays]
         batch = len(arrays[0])
         for i, array in enumerate(arrays):
             if len(array) != batch:
@@ -290,6 +294,24 @@ def _is_direct(target: np.ndarray, inputs: Sequence[np.ndarray]) -> bool:
     if type(target) is not np.ndarray or not (target.flags.c_contiguous and target.flags.aligned):
         return False
     return not any(np.may_share_memory(target, array) for array in inputs)
+
+
+def _in_order(array: np.ndarray) -> np.ndarray:
+    """The array, or a copy of it in C order at an address that fits its dtype."""
+    flags = array.flags
+    return array if flags.c_contiguous and flags.aligned else np.array(array, order="C")
+
+
+def _plain(value: Any) -> Any:
+    """An argument as the entry takes it, where that is possible without looking at the signature; else itself."""
+    if type(value) is np.ndarray:
+        return _in_order(value)
+    if isinstance(value, np.ma.MaskedArray) or not (hasattr(value, "__array__") or hasattr(value, "__dlpack__")):
+        return value
+    try:
+        return _in_order(np.asarray(_imported(value)))
+    except (BufferError, RuntimeError, TypeError, ValueError):  # the slow way says what is wrong
+        return value
 
 
 def _imported(value: Any) -> Any:
