@@ -96,6 +96,7 @@ class Entry:
             raise InvalidModelError(f"threads must be a positive integer or None, not {threads!r}")
         self.native = native_function
         self.signature = signature
+        self._names = dict.fromkeys(spec.name for spec in signature.inputs).keys() if signature else ()
         self._parameters = aligned(native_function.parameters)
         self._dispatch = _dispatch()
         self.description = self._describe()
@@ -181,6 +182,9 @@ class Entry:
 
     def slow(self, *args: Any, out: Any = None, **kwargs: Any) -> tuple[np.ndarray, ...]:
         """What `call` does, for all arguments: converts and checks them."""
+        if self.fast and not args and kwargs.keys() == self._names:
+            inputs = tuple(kwargs[name] for name in self._names)
+            return self.call(*inputs) if out is None else self.call(*inputs, out=out)
         if self.fast and not kwargs:
             arrays = tuple(map(_plain, args))
             if any(array is not given for array, given in zip(arrays, args, strict=True)):
