@@ -749,8 +749,9 @@ def binding() -> Any:
 def _machine(target: Target, level: int) -> Any:
     llvm = binding()
     triple = target.triple or llvm.get_process_triple()
+    # "small": constants are read relative to the code; by default llvmlite loads the address of each first
     return llvm.Target.from_triple(triple).create_target_machine(
-        cpu=target.cpu, features=target.features, opt=level, reloc="pic", jit=False
+        cpu=target.cpu, features=target.features, opt=level, reloc="pic", codemodel="small", jit=False
     )
 
 
