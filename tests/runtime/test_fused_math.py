@@ -246,9 +246,15 @@ def test_float32_is_within_two_units(case: str, target: str) -> None:
     check(case, x, target, np.float64)
 
 
-@pytest.mark.parametrize("case", ["Exp", "Tanh", "Sigmoid", "Swish", "Gelu", "Softplus", "Log", "Erf", "Elu"])
+DENSE = (
+    "Exp", "Expm1", "Tanh", "Sigmoid", "Swish", "Gelu", "Gelu, tanh", "Mish", "Softplus", "Log", "Erf", "Selu",
+    "Celu, alpha",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("case", DENSE)
 def test_float32_densely(case: str) -> None:
-    check(case, sample("float32", 2**21), TARGETS[0], np.float64)
+    check(case, sample("float32", 2**22), TARGETS[0], np.float64)
 
 
 @pytest.mark.skipif(not WIDE, reason="no wider arithmetic in numpy here")

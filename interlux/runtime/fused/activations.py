@@ -22,7 +22,7 @@ from . import gaussian, hyperbolic, logarithms
 from . import trigonometry as trig
 from . import vectormath as vm
 from .llvm import F64, Function, Operand, Value
-from .pairs import multiply_add, pair_times, square, two_product, two_sum
+from .pairs import Pair, multiply_add, pair_times, square, two_product, two_sum
 from .vectormath import format_of
 
 Emitter = Callable[..., Value]
@@ -148,15 +148,22 @@ def mish(f: Function, x: Value) -> Value:
 
     With e = exp(-|x|): x e (1 - (e + e²) / (2 + 2e + e²)) below 0, x (1 - 2e² / (1 + 2e + 2e²)) above.
     """
-    if x.type.bits == 32:
+    if x.type.bits == 32 and not f.target.fma:
         return vm.in_double(f, mish, x)
     negative = x < 0.0
 
-    def share(e: Value) -> Value:
+    def share(e: Value) -> Value | Pair:
         zero, one, two = (f.const(c, x.type) for c in (0.0, 1.0, 2.0))
         factor, constant = f.select(negative, e, e + e), f.select(negative, two, one)
         numerator = multiply_add(f, factor, e, f.select(negative, e, zero))
-        return numerator / multiply_add(f, factor, e + constant, constant)
+        summed = e + constant
+        denominator = multiply_add(f, factor, summed, constant)
+        h = numerator / denominator
+        if not f.target.fma:
+            return h
+        # what the quotient and its denominator lost; for e near 1, where it matters, h = 2/5 and the denominator is 5
+        lost = f.fma(factor, summed, constant - denominator)
+        return h, f.fma(f.fma(-h, denominator, numerator), 0.2, lost * -0.08)
 
     return vm.sheltered(f, x, x, None, None, share)
 

@@ -256,7 +256,8 @@ def gated(f: Function, x: Value, z: Value, low: Value | None = None, limit: floa
         d = e + 1.0
         h = e / d
         if format_of(x) is FLOAT:
-            return h
+            # what the sum lost, times h / d, which is 1/4 where it matters
+            return h, ((d - 1.0) - e) * 0.25
         # what the quotient and the sum lost; 1 / d = 1 - h
         product, error = two_product(f, h, d)
         return h, (((e - product) - error) - h * (e - (d - 1.0))) * (1.0 - h)
