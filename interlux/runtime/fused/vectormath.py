@@ -313,8 +313,8 @@ def sign(f: Function, x: Value) -> Value:
 
 
 def rounded(f: Function, x: Value, name: str) -> Value:
-    """floor, ceil, trunc or roundeven (halves to even), by LLVM's name; where SSE has no instruction, by a sum."""
-    if f.target.name != "sse2" or x.type.lanes == 1:
+    """floor, ceil, trunc or roundeven (halves to even), by LLVM's name; by a sum where there may be no instruction."""
+    if f.target.name not in ("sse2", "scalar"):
         return f.intrinsic(name, x)
     big = 2.0 ** mantissa_bits(x)  # larger numbers are integers
     a = f.abs(x)
