@@ -31,6 +31,7 @@ def test_found_again(tmp_path: Path) -> None:
     assert store.put(KEY, OBJECT, {"arena": 64, "names": ["x"]})
     found = ObjectCache(tmp_path / "a" / "b").get(KEY)
     assert found is not None and found.object == OBJECT and found.facts == {"arena": 64, "names": ["x"]}
+    assert found.data.ctypes.data % 64 == 0
     assert store.get(bytes(32)) is None
     assert file_of(store).stat().st_mode & 0o077 == 0 and file_of(store).parent.stat().st_mode & 0o077 == 0
     store.clear()

@@ -75,12 +75,13 @@ def saved(key: bytes | None, make: Callable[[], Built], objects: ObjectCache | N
     objects = ObjectCache() if objects is None else objects
     found = objects.get(key)
     if found is not None:
-        built = _unpacked(found.object, found.facts)
+        built = _unpacked(found.data, found.facts)
         return loaded(built, found.facts["nanoseconds"])
     built = make()
     native = loaded(built)
     native = dataclasses.replace(native, nanoseconds=measured(native))
-    code, parameters = built.object, built.parameters.tobytes()
+    code = built.object
+    padding = bytes(-len(code) % 64)  # parameters are used where they are read
     facts = {
         "code": len(code),
         "inputs": [(list(kind.shape), kind.dtype.name) for kind in built.inputs],
@@ -89,17 +90,17 @@ def saved(key: bytes | None, make: Callable[[], Built], objects: ObjectCache | N
         "grain": built.grain,
         "nanoseconds": native.nanoseconds,
     }
-    objects.put(key, code + parameters, facts)
+    objects.put(key, code + padding + built.parameters.tobytes(), facts)
     return native
 
 
-def _unpacked(raw: bytes, facts: Mapping[str, Any]) -> Built:
+def _unpacked(raw: np.ndarray, facts: Mapping[str, Any]) -> Built:
     inputs, outputs = (
         tuple(Kind(tuple(shape), dtype_named(name)) for shape, name in facts[port]) for port in ("inputs", "outputs")
     )
     code = facts["code"]
-    parameters = np.frombuffer(raw, np.uint8, offset=code)
-    return Built(raw[:code], inputs, outputs, parameters, facts["arena"], facts["grain"])
+    parameters = raw[code + -code % 64 :]
+    return Built(raw[:code].tobytes(), inputs, outputs, parameters, facts["arena"], facts["grain"])
 
 
 def key_of_layer(
