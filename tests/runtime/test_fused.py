@@ -129,7 +129,7 @@ def test_pools(kernel, stride, padding, channels, ceil, conv, kind, batch, dtype
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("pool", [nn.AdaptiveAvgPool2d(1), nn.AdaptiveAvgPool2d((3, 2)), nn.AdaptiveMaxPool2d(1)], ids=str)
+@pytest.mark.parametrize("pool", [nn.AdaptiveAvgPool2d(1), nn.AdaptiveAvgPool2d((3, 2)), nn.AdaptiveMaxPool2d(1), nn.AdaptiveMaxPool2d((7, 2))], ids=str)
 def test_adaptive_pools(pool, target):
     check(nn.Sequential(nn.Conv2d(3, 9, 3), pool), [(3, 9, 8)], 21, "float32", target)
 

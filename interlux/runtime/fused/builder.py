@@ -53,6 +53,9 @@ class Builder(Interpreter):
         from .operators import OPERATORS
 
         given = {name: value for name, value in attributes.items() if value is not None}
+        for value in inputs:
+            if isinstance(value, NotMade) and op_type != "GatherElements":
+                raise self.refuse(f"use of {value.what}")
         result: Any = None
         of_batch = op_type in ("ConstantOfShape", "Expand") and any(isinstance(i, Sizes) for i in inputs)
         if not any(isinstance(i, Tensor) for i in inputs) and not of_batch:
@@ -62,6 +65,8 @@ class Builder(Interpreter):
         if result is None:
             raise UnsupportedError(f"the fused engine has no operator {op_type}")
         results = result if isinstance(result, tuple) else (result,)
+        if op_type == "MaxPool":
+            results = (*results, NotMade("the indices of MaxPool"))
         if outputs > len(results):
             raise UnsupportedError(f"the fused engine makes {len(results)} outputs of {op_type}, not {outputs}")
         return results[0] if outputs == 1 else results[:outputs]
@@ -191,6 +196,20 @@ def _storage_order(operands: Sequence[Tensor], shape: Shape) -> tuple[int, ...]:
         order = sorted((i for i in range(len(shape)) if shape[i] > 1), key=lambda i: (-steps[i], i))
         return (*(i for i in range(len(shape)) if shape[i] == 1), *order)
     return tuple(range(len(shape)))
+
+
+class NotMade:
+    """In place of a result that steps don't make, as long as nothing uses it.
+
+    Arguments:
+        what: in words, for errors.
+        greatest: of a row number, the tensor and the axis along which it is that of the greatest element.
+    """
+
+    dtype = np.dtype(np.int64)
+
+    def __init__(self, what: str, greatest: tuple[Tensor, int] | None = None):
+        self.what, self.greatest = what, greatest
 
 
 class _Missing:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ...ir import dtypes
 from ...ir.windows import Window
-from .builder import Builder, Value, logical_shape, reshape
+from .builder import Builder, NotMade, Value, logical_shape, reshape
 from .folding import Sizes, slices, unsqueezed
 from .steps import Conv, Dense, Lookup, MatMul, Normalize, Pool, Reduce, Softmax
 from .tensors import BATCH, Tensor, broadcast, common, constant, whole
@@ -464,6 +464,20 @@ OPERATORS.update(
         )
     }
 )
+
+
+@operator
+def ArgMax(b: Builder, x: Tensor, *, axis: int = 0, keepdims: int = 1, select_last_index: int = 0) -> NotMade:
+    return NotMade("the index of a maximum", (x, axis % len(x.shape)) if keepdims else None)
+
+
+@operator
+def GatherElements(b: Builder, x: Tensor, indices: Any, *, axis: int = 0) -> Tensor:
+    """Only of what is a maximum: the element at ArgMax's index."""
+    greatest = indices.greatest if isinstance(indices, NotMade) else None
+    if greatest is None or greatest[0] is not x or greatest[1] != axis % len(x.shape):
+        raise b.refuse("GatherElements, other than at the index of a maximum")
+    return reduced(b, x, "max", [greatest[1]], True, "ArgMax")
 
 
 @operator

@@ -14,7 +14,7 @@ from ...ir.graph import execute, graph_of
 from ...ir.layer import Layer
 from ...ir.model import Model, TensorSpec
 from ...ir.trees import Tree
-from .builder import Builder, is_missing
+from .builder import Builder, NotMade, is_missing
 from .steps import Program
 from .tensors import Buffer, Tensor, whole
 
@@ -109,6 +109,8 @@ def _execute(builder: Builder, layer: Layer, params: Tree, states: Tree, inputs:
 
 def _output(builder: Builder, value: Any, batched: bool, number: int) -> Tensor:
     """An output as a tensor whose samples lie one behind the other."""
+    if isinstance(value, NotMade):
+        raise UnsupportedError(f"the fused engine does not make {value.what} (output {number})")
     tensor = builder.tensor(value)
     if tensor.dtype != builder.dtype:
         raise UnsupportedError(f"the fused engine has no outputs of {tensor.dtype.name} (output {number})")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import product
 from math import prod
 from typing import Any
@@ -28,6 +29,8 @@ def storage(step: Conv) -> tuple[Access, tuple[int, ...]]:
 def convolution(s: Schedule, step: Conv) -> None:
     if s.by_sample and s.width > 1 and step.channels_last and step.groups == 1:
         _channels_in_lanes(s, step)
+    elif s.by_sample and s.width > 1 and _is_row(s, step):
+        _row_in_lanes(s, step)
     else:
         _samples_in_lanes(s, step)
 
@@ -64,7 +67,6 @@ def _samples_in_lanes(s: Schedule, step: Conv) -> None:
     taps_size = channels * prod(step.weight.shape[2:])
     row = Blocks.of(spatial[-1], along)
     places = positions or [(*(0,) * (len(spatial) - 1), p) for p in range(row.size)]
-    scale = step.pool or (1,) * len(spatial)
 
     def block(group: Index, out: Index, w: Value, at: list[Any]) -> None:
         """A block of output channels from `out` on, at positions `at` + each of places."""
@@ -73,21 +75,14 @@ def _samples_in_lanes(s: Schedule, step: Conv) -> None:
             start = s.broadcast(bias + f.add(out, o))
             sums.append([[f.variable(start) for _ in range(s.blocks)] for _ in places])
         with s.nest((channels, *looped)) as (c, *outer):
-            channel = f.add(f.mul(group, channels), c)
-            inside: Index = f.mul(c, prod(step.weight.shape[2:]))  # type: ignore[assignment]
-            for axis, k in enumerate(outer):
-                inside = f.add(inside, f.mul(k, prod(step.weight.shape[3 + axis :])))  # type: ignore[assignment]
+            inside = _inside(s, step, c, outer)
+            begin = s.at(x.source, s.index(access, _begin(s, step, f.add(f.mul(group, channels), c), outer, at)))
+            at_weights = w + f.mul(inside, size)
             for number, tap in enumerate(taps):
-                kernel = [*outer, *tap]
-                values = []
-                for place in places:
-                    where: list[Index] = [channel]  # type: ignore[list-item]
-                    for axis, k in enumerate(kernel):
-                        position = f.add(f.mul(at[axis], scale[axis]), place[axis])
-                        where.append(f.add(f.mul(position, step.strides[axis]), f.mul(k, step.dilations[axis])))  # type: ignore[arg-type]
-                    values.append(s.read(x, access, where))
+                distances = [_distance(step, access, len(outer), tap, place) for place in places]
+                values = [s.load(begin + d * s.stride(x.source)) for d in distances]
                 for o in range(size):
-                    weight = s.broadcast(w + f.add(f.mul(f.add(inside, number), size), o))
+                    weight = s.broadcast(at_weights + (number * size + o))
                     for total, value in zip(sums[o], values, strict=True):
                         for n in range(s.blocks):
                             total[n].set(f.fma(weight, value[n], total[n].get()))
@@ -110,6 +105,118 @@ def _samples_in_lanes(s: Schedule, step: Conv) -> None:
         w = weights + f.mul(f.add(f.mul(group, blocks.count), number), size * taps_size)
         with s.nest(spatial[:-1]) as outer, f.loop(0, row.count) as i:
             block(group, out, w, [*outer, row.first(f, i)])
+
+
+def _inside(s: Schedule, step: Conv, channel: Index, outer: Sequence[Index]) -> Index:
+    """Which tap a channel and the looped axes of the kernel begin with."""
+    kernel = step.weight.shape[2:]
+    result: Any = s.f.mul(channel, prod(kernel))
+    for axis, k in enumerate(outer):
+        result = s.f.add(result, s.f.mul(k, prod(kernel[axis + 1 :])))
+    return result  # type: ignore[no-any-return]
+
+
+def _begin(
+    s: Schedule, step: Conv, channel: Index, outer: Sequence[Index], at: Sequence[Index]
+) -> list[Any]:
+    """Coordinates in the input of the first tap for the result at `at`."""
+    f = s.f
+    scale = step.pool or (1,) * len(at)
+    found: list[Any] = [channel]
+    for axis, position in enumerate(at):
+        moved = f.mul(position, scale[axis] * step.strides[axis])
+        found.append(f.add(moved, f.mul(outer[axis], step.dilations[axis])) if axis < len(outer) else moved)
+    return found
+
+
+def _distance(step: Conv, access: Access, looped: int, tap: Sequence[int], place: Sequence[int]) -> int:
+    """How far a tap of a neighbouring result lies from `_begin`, in elements."""
+    total = 0
+    for axis, position in enumerate(place):
+        k = tap[axis - looped] if axis >= looped else 0
+        total += (position * step.strides[axis] + k * step.dilations[axis]) * access.strides[1 + axis]
+    return total
+
+
+def _is_row(s: Schedule, step: Conv) -> bool:
+    """Whether the results along the last axis fit into two vectors, and lie one behind the other in the input."""
+    _, spatial = storage(step)
+    length = spatial[-1] * (step.pool[-1] if step.pool else 1)
+    access = access_of(step.operands[0])
+    return (
+        4 <= length <= 2 * s.width
+        and not step.channels_last
+        and step.groups == 1
+        and step.strides[-1] == 1
+        and access.strides[-1] == 1
+        and prod(step.pool[:-1]) <= 2
+    )
+
+
+def _row_in_lanes(s: Schedule, step: Conv) -> None:
+    """One sample: neighbours along the last axis in the lanes, times output channels; pooled in registers."""
+    f, width = s.f, s.width
+    (x,) = step.operands
+    access = access_of(x)
+    target, spatial = storage(step)
+    outs, channels = step.weight.shape[:2]
+    pool = step.pool or (1,) * len(spatial)
+    length = spatial[-1] * pool[-1]
+    starts = [0] if length <= width else [0, length - width]
+    count = length if length < width else None
+    window = [(*row, start) for row in product(*(range(p) for p in pool[:-1])) for start in starts]
+    blocks = Blocks.of(outs, max(1, s.accumulators // len(window)))
+    looped, taps = _taps(step, 7)
+    weights = s.weights(_packed(step, blocks), (step, "samples", blocks))
+    bias = s.weights(step.bias, (step, "bias"))
+    finish = Epilogue(s, step.epilogue, step.shape)
+    with f.loop(0, blocks.count) as number, s.nest(spatial[:-1]) as where:
+        out = blocks.first(f, number)
+        at = [*where, 0]
+        begins = [f.broadcast(bias + f.add(out, o), width) for o in range(blocks.size)]
+        sums = [[f.variable(value) for _ in window] for value in begins]
+        with s.nest((channels, *looped)) as (c, *outer):
+            begin = s.at(x.source, s.index(access, _begin(s, step, c, outer, at)))
+            w = weights + f.mul(f.add(f.mul(number, channels * prod(step.weight.shape[2:])), _inside(s, step, c, outer)), blocks.size)
+            for place, tap in enumerate(taps):
+                loaded = [
+                    f.load(begin + _distance(step, access, len(outer), tap, shift), width, count=count) for shift in window
+                ]
+                for o in range(blocks.size):
+                    weight = f.broadcast(w + (place * blocks.size + o), width)
+                    for total, value in zip(sums[o], loaded, strict=True):
+                        total.set(f.fma(weight, value, total.get()))
+        for o in range(blocks.size):
+            channel = f.add(out, o)
+            order = [channel, *where]
+            if not step.pool:
+                for total, start in zip(sums[o], starts, strict=True):
+                    value = finish.vector(total.get(), [*order, start], count)
+                    f.store(value, s.at(step.output, s.index(target, [*order, start])), count=count)
+                continue
+            values = [finish.vector(total.get(), []) for total in sums[o]]
+            rows = values[: len(starts)]
+            for first in range(len(starts), len(values), len(starts)):
+                rows = [f.maximum(a, b) for a, b in zip(rows, values[first:], strict=False)]
+            best = _neighbours(s, rows, starts, spatial[-1], pool[-1])
+            f.store(best, s.at(step.output, s.index(target, [*order, 0])), count=spatial[-1])
+
+
+def _neighbours(s: Schedule, rows: list[Value], starts: list[int], count: int, pool: int) -> Value:
+    """The maxima of `pool` neighbours of numbers in one or two vectors, which begin at `starts`."""
+    f, width = s.f, s.width
+
+    def lane(position: int) -> int:
+        return position if position < width else width + position - starts[-1]
+
+    parts = []
+    for k in range(pool):
+        picks = [lane(i * pool + k) if i < count else -1 for i in range(width)]
+        parts.append(f.shuffle(rows[0], rows[1] if len(rows) > 1 else None, picks))
+    best = parts[0]
+    for other in parts[1:]:
+        best = f.maximum(best, other)
+    return best
 
 
 def _packed(step: Conv, blocks: Blocks) -> np.ndarray:
@@ -151,26 +258,14 @@ def _channels_in_lanes(s: Schedule, step: Conv) -> None:
         places = [(*(0,) * (len(spatial) - 1), p) for p in range(positions.size)]
         sums = [[[f.variable(value) for value in start] for _ in window] for _ in places]
         with s.nest((channels, *looped)) as (c, *outer):
-            inside: Any = f.mul(c, inner)
-            for axis, k in enumerate(outer):
-                inside = f.add(inside, f.mul(k, prod(kernel[axis + 1 :])))
-            base: list[Any] = [c]
-            for axis in range(len(spatial)):
-                k = outer[axis] if axis < len(outer) else 0
-                first = f.mul(at[axis], scale[axis] * step.strides[axis])
-                base.append(f.add(first, f.mul(k, step.dilations[axis])))
-            pointer = s.at(x.source, s.index(access, base))
+            begin = s.at(x.source, s.index(access, _begin(s, step, c, outer, at)))
+            at_weights = w + f.mul(_inside(s, step, c, outer), size * width)
             for number, tap in enumerate(taps):
-                row = f.mul(f.add(inside, number), size * width)
-                loaded = [f.load(w + f.add(row, v * width), width, size_bytes) for v in range(size)]
+                loaded = [f.load(at_weights + (number * size + v) * width, width, size_bytes) for v in range(size)]
                 for p, place in enumerate(places):
                     for q, offset in enumerate(window):
-                        distance = 0
-                        for axis in range(len(spatial)):
-                            k = tap[axis - len(outer)] if axis >= len(outer) else 0
-                            step_along = (place[axis] * scale[axis] + offset[axis]) * step.strides[axis]
-                            distance += (step_along + k * step.dilations[axis]) * access.strides[1 + axis]
-                        value = f.broadcast(pointer + distance * s.stride(x.source), width)
+                        shifted = [a * b + c for a, b, c in zip(place, scale, offset, strict=True)]
+                        value = f.broadcast(begin + _distance(step, access, len(outer), tap, shifted), width)
                         for v in range(size):
                             total = sums[p][q][v]
                             total.set(f.fma(loaded[v], value, total.get()))
