@@ -89,14 +89,16 @@ def test_threads_that_do_not_pay_are_given_up() -> None:
     entry = split(Entry(affine()))
     history, x = entry.description.history[2], np.ones((600, 4), np.float32)
     history.alone, history.calls, history.account = 1, 4, 0
-    entry.call(x)  # in several threads: slower than one thread, which takes no time at all
-    assert history.account < 0 and history.alone == 1
-    history.alone = 2**40
     calls = 0
-    while history.account < 0 and calls < 10**6:
+    while not history.resting:
+        entry.call(x)  # in several threads: slower than one thread, which takes no time at all
+        history.calls, calls = 4, calls + 1
+    assert history.account < -200_000 and history.alone == 1 and calls < 10**5
+    history.account, history.alone, calls = -100, 2**40, 0
+    while history.resting and calls < 10**6:
         entry.call(x)  # in this thread
         calls += 1
-    assert history.account >= 0 and calls >= 2
+    assert history.account >= 0 and calls >= 1
     history.calls, history.alone = 4, 2**40
     entry.call(x)
     assert history.account == 5_000_000  # they have paid, and the account is full

@@ -28,12 +28,14 @@ class History(ctypes.Structure):
 
     alone: time per sample in one thread, in nanoseconds · 1024.
     account: nanoseconds that threads have saved so far.
+    resting: 1 if one thread is used until the account is level again.
     calls: their number.
     """
 
     _fields_ = [
         ("alone", ctypes.c_int64),
         ("account", ctypes.c_int64),
+        ("resting", ctypes.c_int64),
         ("calls", ctypes.c_int64),
     ]
 

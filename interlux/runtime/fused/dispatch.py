@@ -18,6 +18,7 @@ STACK = 16384  # bytes; a smaller arena lies on the stack
 _LEARNING = 3  # the first calls are made in one thread
 _MEASURE = 64  # … and later one of so many, to know how long that takes now
 _PAID_IN = 5  # 1/2^5 of the time in one thread is what trying threads may cost
+_OVERDRAFT = 200_000  # nanoseconds that threads may lose before they rest
 _MOST_SAVED = 5_000_000  # nanoseconds: what threads may lose when the machine becomes busy
 _CLOCK = getattr(time, "CLOCK_MONOTONIC", 1)
 _ARGUMENTS = [("call", PTR), ("inputs", PTR), ("outputs", PTR), ("parameters", PTR), ("batch", I64)]
@@ -141,8 +142,9 @@ def _parallel(module: Module) -> None:
 
     Whether they do depends on what else the machine does: a thread that waits for a core holds up the others. So there
     is an account for each size of batch. A call in several threads is credited with what it saved over one thread, or
-    charged what it lost; below zero one thread is used, and every such call pays a little in, until threads may be
-    tried again. Overall they cannot lose more than that little.
+    charged what it lost. When it is overdrawn one thread is used, and every such call pays a little in, until it is
+    level and threads are tried again: some calls in a row, because the first one has to wake them. Overall they cannot
+    lose more than that little.
     """
     f = module.function("parallel", _ARGUMENTS, I64, noalias=False)
     call, batch = f["call"], f["batch"]
@@ -153,18 +155,21 @@ def _parallel(module: Module) -> None:
     size = f.op("sub", 63, f.call("llvm.ctlz.i64", I64, ratio, f.const(False, I1)))
     size = f.select(size < SIZES - 1, size, SIZES - 1)
     history = atomic.place(f, call, size * ctypes.sizeof(History) + at("history"))
-    alone, account = (atomic.place(f, history, history_at(name)) for name in ("alone", "account"))
+    alone, account, resting = (atomic.place(f, history, history_at(n)) for n in ("alone", "account", "resting"))
     calls = atomic.add(f, atomic.place(f, history, history_at("calls")), f.const(1, I64))
     saved = atomic.load(f, account, I64, "monotonic")
     before = atomic.load(f, alone, I64, "monotonic")
     measure = (calls < _LEARNING) | f.eq(calls & (_MEASURE - 1), 0)
     start = _now(f)
     failed = f.variable(-1, I64)
-    with f.when((saved >= 0) & f.not_(measure)):
+    rests = f.ne(atomic.load(f, resting, I64, "monotonic"), 0)
+    with f.when(f.not_(rests | measure)):
         failed.set(f.call("split", I64, *arguments))
         with f.when(failed.get() >= 0):
             more = saved + f.op("ashr", before * batch, 10) - (_now(f) - start)
             atomic.store(f, f.select(more < _MOST_SAVED, more, _MOST_SAVED), account, "monotonic")
+            with f.when(more < -_OVERDRAFT):
+                atomic.store(f, f.const(1, I64), resting, "monotonic")
     with f.when(failed.get() < 0):
         failed.set(f.call("serial", I64, *arguments))
         elapsed = _now(f) - start
@@ -172,8 +177,11 @@ def _parallel(module: Module) -> None:
         sample = f.select(sample > before << 1, before << 1, sample)  # it was interrupted
         weight = f.select(calls < _LEARNING, f.const(1, I64), f.const(2, I64))
         atomic.store(f, before + f.op("ashr", sample - before, weight), alone, "monotonic")
-        with f.when(saved < 0):
-            atomic.store(f, saved + f.op("ashr", elapsed, _PAID_IN), account, "monotonic")
+        with f.when(rests):
+            more = saved + f.op("ashr", elapsed, _PAID_IN)
+            atomic.store(f, more, account, "monotonic")
+            with f.when(more >= 0):
+                atomic.store(f, f.const(0, I64), resting, "monotonic")
     f.ret(failed.get())
 
 
