@@ -35,6 +35,8 @@ GENERATORS: dict[type[Step], Callable] = {
     Lookup: lookup,
 }
 CACHE = 1 << 20  # bytes: from an arena larger than that, samples in the lanes are slower than one after the other
+ROWS = 8  # samples for which a small batch reads the weights once
+MANY = 1 << 14  # weights of fully connected layers from which that pays
 BLOCKS = 1  # vectors of samples in a tile
 
 
@@ -86,10 +88,20 @@ def generate(program: Program, target: Target) -> Code:
     places, size = arena(program, {*program.inputs, *outside})
     _one(module, program, target, parameters, places, outside)
     tile_scratch = _aligned(scratch) if by_tiles else 0
-    partial = _run(module, program, tile if by_tiles else 0, tile_scratch)
+    rows = ROWS if program.batched and lanes > 1 and _dense_weights(program) >= MANY else 0
+    if rows:
+        _few(module, program, target, parameters, places, outside, rows)
+        scratch = max(scratch, rows * size * element.bytes)
+        tile_scratch = _aligned(max(tile_scratch, rows * size * element.bytes))
+    partial = _run(module, program, tile if by_tiles else 0, rows, tile_scratch)
     blob = np.frombuffer(parameters.bytes(), np.uint8)
     scratch = max(tile_scratch + partial, _aligned(size * element.bytes))
     return Code(module.text(), blob, scratch, tile if by_tiles else 1)
+
+
+def _dense_weights(program: Program) -> int:
+    """Numbers in the weights of fully connected layers that are applied once for each sample."""
+    return sum(step.weight.size for step in program.steps if isinstance(step, Dense) and step.shape[0] == 1)
 
 
 def _aligned(size: int) -> int:
@@ -163,14 +175,43 @@ def _one(
     f.ret()
 
 
-def _run(module: Module, program: Program, tile: int, scratch: int) -> int:
+def _few(
+    module: Module, program: Program, target: Target, parameters: Parameters, places: dict[Buffer, int],
+    outside: dict[Buffer, int], rows: int,
+) -> None:
+    """A few samples, one behind the other: fully connected layers read their weights once for all of them."""
+    f = _function(module, program, "few")
+    external = {b: f[f"input{i}"].of(type_of(b.dtype)) for i, b in enumerate(program.inputs)}
+    external |= {b: f[f"output{i}"].of(type_of(b.dtype)) for b, i in outside.items()}
+    s = Schedule(f, target, program.dtype, 1, 1, parameters, places, external, rows)
+    for step in program.steps:
+        if isinstance(step, Dense) and step.shape[0] == 1:
+            dense(s, step)
+            continue
+        with f.loop(0, rows) as sample:
+            s.sample = sample
+            GENERATORS[type(step)](s, step)
+            s.sample = 0
+    for i, t in enumerate(program.outputs):
+        if outside.get(t.source) == i:  # type: ignore[call-overload]
+            continue
+        with f.loop(0, rows) as sample, f.loop(0, t.size) as k:
+            s.sample = sample
+            source = s.at(t.source, _flat(t.access((t.size,))).offset)
+            s.sample = 0
+            f.store(f.load(source + k), f[f"output{i}"].of(s.element) + f.mul(sample, t.size) + k)
+    f.ret()
+
+
+def _run(module: Module, program: Program, tile: int, rows: int, scratch: int) -> int:
     """`run(inputs, outputs, parameters, arena, batch)`.
 
     A batch is cut into tiles; the last one overlaps the one before it. Less than a tile is copied to where a whole tile
     has room, or, if it is little, computed sample by sample.
 
     Arguments:
-        tile: samples in a tile; 0: one sample after the other.
+        tile: samples in a tile; 0: none.
+        rows: samples that `few` takes; 0: there is no such function.
         scratch: bytes at the begin of the arena that tiles use.
 
     Returns: how many bytes are used behind those.
@@ -190,27 +231,43 @@ def _run(module: Module, program: Program, tile: int, scratch: int) -> int:
         call("one", [port.pointer for port in (*inputs, *outputs)])
         f.ret()
         return 0
+    ports = (*inputs, *outputs)
+
+    def in_blocks(name: str, size: int) -> None:
+        with f.loop(0, batch, size) as sample:
+            call(name, [port.at(f, f.min(sample, batch - size)) for port in ports])
+        f.ret()
+        f.unreachable()
+
+    def partly(name: str, size: int) -> int:
+        """Computes where a whole block has room; returns how many bytes that takes."""
+        used = 0
+        room = f.offset(f["arena"].of(I8), scratch)
+        moved = []
+        for port in ports:
+            moved.append(f.offset(room, used).of(port.element))
+            used += _aligned(port.size * size * port.element.bytes)
+        for port, place in zip(inputs, moved, strict=False):
+            port.copy(f, port.pointer, place, batch)
+        call(name, moved)
+        for port, place in zip(outputs, moved[len(inputs) :], strict=True):
+            port.copy(f, place, port.pointer, batch)
+        f.ret()
+        f.unreachable()
+        return used
+
     used = 0
     if tile:
         with f.when(batch > tile - 1):
-            with f.loop(0, batch, tile) as sample:
-                start = f.min(sample, batch - tile)
-                call(f"tile{tile}", [port.at(f, start) for port in (*inputs, *outputs)])
-            f.ret()
-            f.unreachable()
+            in_blocks(f"tile{tile}", tile)
+    if rows and rows < (tile or rows + 1):
+        with f.when(batch > rows - 1):
+            in_blocks("few", rows)
+        with f.when(batch > rows // 4):
+            used = partly("few", rows)
+    elif tile:
         with f.when(batch > tile // 4):
-            room = f.offset(f["arena"].of(I8), scratch)
-            moved = []
-            for port in (*inputs, *outputs):
-                moved.append(f.offset(room, used).of(port.element))
-                used += _aligned(port.size * tile * port.element.bytes)
-            for port, place in zip(inputs, moved, strict=False):
-                port.copy(f, port.pointer, place, batch)
-            call(f"tile{tile}", moved)
-            for port, place in zip(outputs, moved[len(inputs) :], strict=True):
-                port.copy(f, place, port.pointer, batch)
-            f.ret()
-            f.unreachable()
+            used = partly(f"tile{tile}", tile)
     with f.loop(0, batch) as sample:
         call("one", [port.at(f, sample) for port in (*inputs, *outputs)])
     f.ret()

@@ -70,8 +70,9 @@ def _features_in_lanes(s: Schedule, step: Dense) -> None:
     (x,) = step.operands
     access = access_of(x)
     features = x.shape[1]
-    together = Blocks.of(rows, 6)
-    blocks = Blocks.of_vectors(outs, width, max(1, s.accumulators // 3 if rows == 1 else min(4, s.accumulators // together.size)))
+    many = s.samples if step.shape[0] == 1 else 1  # then rows are samples
+    together = Blocks.of(rows * many, 8 if many > 1 else 6)
+    blocks = Blocks.of_vectors(outs, width, max(1, s.accumulators // 3 if together.size == 1 else min(4, s.accumulators // together.size)))
     rest = outs if outs < width else None
     size = blocks.size // width
     # A single row sums several parts of the inputs at a time, so that sums don't wait for each other.
@@ -98,7 +99,12 @@ def _block(
     start = [f.load(bias + f.add(out, v * width), width) for v in range(size)]
     sums = [[[f.variable(start[v] if part == 0 else zero) for v in range(size)] for _ in range(rows)] for part in range(parts)]
     x = step.operands[0]
-    begins = [s.at(x.source, s.index(access, [f.add(row, r), 0])) for r in range(rows)]
+    numbers = [f.add(row, r) for r in range(rows)]
+    by_rows = s.samples == 1 or step.shape[0] > 1
+    if by_rows:
+        begins = [s.at(x.source, s.index(access, [number, 0])) for number in numbers]
+    else:
+        begins = [s.at(x.source, s.index(access, [0, 0])) + f.mul(number, x.source.size) for number in numbers]
     distance = access.strides[1] * s.stride(x.source)
 
     def accumulate(k: Index, offset: int) -> None:
@@ -113,7 +119,9 @@ def _block(
     unroll = max(parts, 4 if rows * size >= 8 else 8)
     f.unrolled(features, unroll - unroll % parts, accumulate)
     for r in range(rows):
-        at_row = f.add(row, r)
+        at_row: Index = numbers[r]  # type: ignore[assignment]
+        if not by_rows:
+            s.sample, at_row = at_row, 0
         target = s.at(step.output, f.add(f.mul(at_row, outs), out))
         for v in range(size):
             totals = [sums[part][r][v].get() for part in range(parts)]
@@ -121,6 +129,8 @@ def _block(
                 totals = [a + b for a, b in zip(totals[::2], totals[1::2], strict=False)] + totals[len(totals) & ~1 :]
             value = finish.vector(totals[0], [at_row, f.add(out, v * width)], rest)
             f.store(value, target + v * width, count=rest)
+        if not by_rows:
+            s.sample = 0
 
 
 def matmul(s: Schedule, step: MatMul) -> None:

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from .. import vectormath
+from ..activations import ACTIVATIONS
 from ..llvm import Function, Index, Value
 from ..steps import Normalize, Reduce, Softmax, Step
 from ..tensors import Access, whole
@@ -164,7 +164,7 @@ def _softmax(s: Schedule, step: Softmax, access: Access, row: Index, lowered: An
         else:
             s.store(values, pointer)
 
-    mapped(s, [(x, access)], [row], count, lambda f, n, value: vectormath.exp(f, lowered(value, n)), keep)
+    mapped(s, [(x, access)], [row], count, lambda f, n, value: ACTIVATIONS["Exp"](f, lowered(value, n)), keep)
     totals = folded(s, made, written, [row], count, _itself, add, 0.0)
 
     def divide(f: Function, n: int, value: Value) -> Value:
@@ -179,9 +179,9 @@ def _log_softmax(s: Schedule, step: Softmax, access: Access, row: Index, lowered
     block = itertools.count()  # `folded` goes through the blocks in turn
 
     def power(f: Function, value: Value) -> Value:
-        return vectormath.exp(f, lowered(value, next(block) % s.blocks))
+        return ACTIVATIONS["Exp"](f, lowered(value, next(block) % s.blocks))
 
-    logs = [vectormath.log(s.f, total) for total in folded(s, x, access, [row], count, power, add, 0.0)]
+    logs = [ACTIVATIONS["Log"](s.f, total) for total in folded(s, x, access, [row], count, power, add, 0.0)]
 
     def change(f: Function, n: int, value: Value) -> Value:
         return lowered(value, n) - f.splat(logs[n], value.type.lanes)

@@ -57,6 +57,7 @@ class Schedule:
         parameters: collects the weights.
         arena: where buffers lie, in elements of one sample.
         external: pointers of buffers that lie outside of the arena.
+        samples: rows of samples that lie behind every pointer where there are none in the lanes.
     """
 
     def __init__(
@@ -69,11 +70,13 @@ class Schedule:
         parameters: Parameters,
         arena: dict[Buffer, int],
         external: dict[Buffer, Value],
+        samples: int = 1,
     ):
         self.f, self.target, self.dtype = f, target, dtype
         self.element = type_of(dtype)
         self.lanes, self.blocks, self.tile = lanes, blocks, lanes * blocks
         self.width = target.lanes(dtype)
+        self.samples = samples
         self.parameters, self._arena, self._external = parameters, arena, external
         self.by_sample = lanes == 1
         self.shifts: dict[Source, Index] = {}  # in a loop: by how many elements a source begins later
@@ -100,7 +103,7 @@ class Schedule:
             return self._parameter(self.parameters.add(source.data, self.dtype, source))
         if source in self._external:
             return self._external[source]
-        return self.f.offset(self.f["arena"].of(self.element), self._arena[source] * self.tile)
+        return self.f.offset(self.f["arena"].of(self.element), self._arena[source] * self.tile * self.samples)
 
     def stride(self, source: Source) -> int:
         """Elements of memory between two features."""
