@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import itertools
 import statistics
 import sys
 import time
@@ -60,7 +61,7 @@ class Block(nn.Module):
 def residual() -> nn.Module:
     """ResNet-20 (He et al. 2015): 272,000 parameters, 32x32 images."""
     widths = [16, 16, 16, 16, 32, 32, 32, 64, 64, 64]
-    blocks = [Block(a, b) for a, b in zip(widths, widths[1:], strict=False)]
+    blocks = [Block(a, b) for a, b in itertools.pairwise(widths)]
     start = [nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
     return nn.Sequential(*start, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
 
@@ -88,7 +89,7 @@ class Classifier(nn.Module):
 
 
 def perceptron(*sizes: int, activation: Callable[[], nn.Module]) -> nn.Module:
-    layers = [part for a, b in zip(sizes, sizes[1:], strict=False) for part in (nn.Linear(a, b), activation())]
+    layers = [part for a, b in itertools.pairwise(sizes) for part in (nn.Linear(a, b), activation())]
     return nn.Sequential(*layers[:-1])
 
 
@@ -225,9 +226,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             array = x.numpy()
             contenders = {"fused": fused(model, array)}
             peers = {
-                "onnxruntime": lambda array=array: onnxruntime(model, array),
-                "eager": lambda x=x: eager(module, x),
-                "jax": lambda array=array: jax_jit(model, array),
+                "onnxruntime": lambda model=model, array=array: onnxruntime(model, array),
+                "eager": lambda module=module, x=x: eager(module, x),
+                "jax": lambda model=model, array=array: jax_jit(model, array),
             }
             contenders |= {peer: peers[peer]() for peer in options.peers.split(",") if peer}
             found = windows(contenders, options.rounds)

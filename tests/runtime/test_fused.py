@@ -77,15 +77,15 @@ def cases(**more: st.SearchStrategy):
             "target": st.sampled_from(TARGETS),
             **more,
         }
-        configured = settings(
-            max_examples=26, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
-        )
+        configured = settings(max_examples=26, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
         return configured(given(**strategies)(test))
 
     return decorate
 
 
-@cases(widths=st.lists(st.integers(1, 70), min_size=2, max_size=4), act=st.sampled_from(ACTIVATIONS), bias=st.booleans())
+@cases(
+    widths=st.lists(st.integers(1, 70), min_size=2, max_size=4), act=st.sampled_from(ACTIVATIONS), bias=st.booleans()
+)
 def test_dense(widths, act, bias, batch, dtype, target):
     parts = [p for a, b in zip(widths, widths[1:], strict=False) for p in (nn.Linear(a, b, bias=bias), act())]
     check(nn.Sequential(*parts), [(widths[0],)], batch, dtype, target)
@@ -129,7 +129,11 @@ def test_pools(kernel, stride, padding, channels, ceil, conv, kind, batch, dtype
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("pool", [nn.AdaptiveAvgPool2d(1), nn.AdaptiveAvgPool2d((3, 2)), nn.AdaptiveMaxPool2d(1), nn.AdaptiveMaxPool2d((7, 2))], ids=str)
+@pytest.mark.parametrize(
+    "pool",
+    [nn.AdaptiveAvgPool2d(1), nn.AdaptiveAvgPool2d((3, 2)), nn.AdaptiveMaxPool2d(1), nn.AdaptiveMaxPool2d((7, 2))],
+    ids=str,
+)
 def test_adaptive_pools(pool, target):
     check(nn.Sequential(nn.Conv2d(3, 9, 3), pool), [(3, 9, 8)], 21, "float32", target)
 
@@ -233,7 +237,9 @@ def test_transformers(heads, each, length, rows, batch, dtype, target):
     check(Classifier(rows, heads * each, heads, length), [(length,)], batch, dtype, target, rows)
 
 
-@cases(size=st.integers(1, 7), out=st.integers(1, 13), mode=st.sampled_from(["nearest", "bilinear"]), align=st.booleans())
+@cases(
+    size=st.integers(1, 7), out=st.integers(1, 13), mode=st.sampled_from(["nearest", "bilinear"]), align=st.booleans()
+)
 def test_resizing(size, out, mode, align, batch, dtype, target):
     class Resized(nn.Module):
         def forward(self, x):
@@ -259,7 +265,9 @@ def test_layers_built_by_hand(target):
 @pytest.mark.parametrize("target", TARGETS)
 def test_numbers_that_are_none(target):
     """NaN and infinities come out where PyTorch has them; denormal numbers are kept."""
-    module = nn.Sequential(nn.MaxPool1d(2), nn.ReLU(), nn.Flatten(), nn.Linear(6, 5), nn.LeakyReLU(), nn.Softmax(1)).eval()
+    module = nn.Sequential(
+        nn.MaxPool1d(2), nn.ReLU(), nn.Flatten(), nn.Linear(6, 5), nn.LeakyReLU(), nn.Softmax(1)
+    ).eval()
     pools = nn.Sequential(nn.Conv2d(1, 9, 2), nn.ReLU(), nn.MaxPool2d(2)).eval()
     for net, shape in ((module, (3, 4)), (pools, (1, 5, 5))):
         x = torch.randn(40, *shape)
@@ -294,7 +302,9 @@ def test_a_model_without_a_batch():
     net = nn.Sequential(nn.Conv1d(2, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(12, 4)).eval()
     x = torch.randn(1, 2, 5)
     model = ix.from_torch(net, (x,), dynamic_shapes=None)
-    np.testing.assert_allclose(ix.compile(model, backend="fused")(x.numpy())[0], results(net, [x])[0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        ix.compile(model, backend="fused")(x.numpy())[0], results(net, [x])[0], rtol=1e-5, atol=1e-6
+    )
 
 
 def test_row_numbers_out_of_range_give_nan():

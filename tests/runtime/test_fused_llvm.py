@@ -42,8 +42,10 @@ def elementwise(target, dtype, body, *arrays):
 def test_arithmetic(target, dtype):
     rng = np.random.default_rng(0)
     x, y = rng.standard_normal((2, 64)).astype(dtype) * 10
-    np.testing.assert_array_equal(elementwise(target, dtype, lambda f, a, b: (a + b) * 0.5 - a / b, x, y),
-                                  (x + y) * np.asarray(0.5, dtype) - x / y)
+    np.testing.assert_array_equal(
+        elementwise(target, dtype, lambda f, a, b: (a + b) * 0.5 - a / b, x, y),
+        (x + y) * np.asarray(0.5, dtype) - x / y,
+    )
     np.testing.assert_array_equal(elementwise(target, dtype, lambda f, a, b: -f.sqrt(f.abs(a)), x, y), -np.sqrt(abs(x)))
     np.testing.assert_array_equal(elementwise(target, dtype, lambda f, a: f.floor(a), x), np.floor(x))
     halves = np.round(x) + np.asarray(0.5, dtype)
@@ -64,9 +66,15 @@ def test_round_keeps_special_values(target):
 def test_comparison_min_max_and_nan(target):
     x = np.array([1, 2, np.nan, 4] * 16, np.float32)
     y = np.array([2, 1, 3, np.nan] * 16, np.float32)
-    np.testing.assert_array_equal(elementwise(target, "float32", lambda f, a, b: f.maximum(a, b), x, y), np.maximum(x, y))
-    np.testing.assert_array_equal(elementwise(target, "float32", lambda f, a, b: f.minimum(a, b), x, y), np.minimum(x, y))
-    np.testing.assert_array_equal(elementwise(target, "float32", lambda f, a, b: f.max(a, b), x, y), [2, 2, 3, np.nan] * 16)
+    np.testing.assert_array_equal(
+        elementwise(target, "float32", lambda f, a, b: f.maximum(a, b), x, y), np.maximum(x, y)
+    )
+    np.testing.assert_array_equal(
+        elementwise(target, "float32", lambda f, a, b: f.minimum(a, b), x, y), np.minimum(x, y)
+    )
+    np.testing.assert_array_equal(
+        elementwise(target, "float32", lambda f, a, b: f.max(a, b), x, y), [2, 2, 3, np.nan] * 16
+    )
     picked = elementwise(target, "float32", lambda f, a, b: f.select((a < b) | f.is_nan(a), 1.0, a), x, y)
     np.testing.assert_array_equal(picked, [1, 2, 1, 4] * 16)
 
@@ -76,7 +84,9 @@ def test_bits(target):
     x = np.array([1.0, -2.0, 0.0, np.inf] * 16, np.float32)
     doubled = elementwise(target, "float32", lambda f, a: f.from_bits(f.add(f.bits(a), 1 << 23), F32), x)
     np.testing.assert_array_equal(doubled[:2], [2.0, -4.0])
-    there_and_back = elementwise(target, "float32", lambda f, a: f.cast("sitofp", f.cast("fptosi", a, I32), F32), x[:1].repeat(64))
+    there_and_back = elementwise(
+        target, "float32", lambda f, a: f.cast("sitofp", f.cast("fptosi", a, I32), F32), x[:1].repeat(64)
+    )
     np.testing.assert_array_equal(there_and_back, 1)
 
 

@@ -126,9 +126,7 @@ class Builder(Interpreter):
         tensors = [self.tensor(i) for i in inputs]
         self.check_float(*tensors)
         shape, axis, outer = common(tensors, op_type)
-        literal = {
-            i: t for i, t in enumerate(tensors) if t.is_constant and t.size == 1 and t.dtype.kind in "fbiu"
-        }
+        literal = {i: t for i, t in enumerate(tensors) if t.is_constant and t.size == 1 and t.dtype.kind in "fbiu"}
         operands = [broadcast(t, shape) for i, t in enumerate(tensors) if i not in literal]
         code: list[Instruction] = []
         arguments = []
@@ -143,7 +141,7 @@ class Builder(Interpreter):
         code.append(Instruction(op_type, tuple(arguments), tuple(sorted(attributes.items()))))
         if dtype is None:
             dtype = output_dtype(op_type, 0, [t.dtype for t in tensors], attributes)
-        dtype = dtype if dtype == bool else self.dtype
+        dtype = np.dtype(bool) if dtype == np.dtype(bool) else self.dtype
         order = _storage_order(operands, shape)
         operands = [t.moved(t.index.transpose(order), None) for t in operands]
         turned = tuple(shape[i] for i in order)
@@ -189,7 +187,9 @@ def _storage_order(operands: Sequence[Tensor], shape: Shape) -> tuple[int, ...]:
             continue
         steps = []
         for axis, size in enumerate(shape):
-            pair = t.index.take(range(min(size, 2)), axis) if size < 3 else t.index.take((size // 2, size // 2 + 1), axis)
+            pair = (
+                t.index.take(range(min(size, 2)), axis) if size < 3 else t.index.take((size // 2, size // 2 + 1), axis)
+            )
             middle = tuple(d // 2 for i, d in enumerate(pair.shape) if i != axis)
             line = np.moveaxis(pair, axis, 0)[(slice(None), *middle)]
             steps.append(abs(int(line[1]) - int(line[0])) if size > 1 and line.min() >= 0 else 0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 
-
 import numpy as np
 
 from ...ir.errors import UnsupportedError
@@ -95,5 +94,3 @@ def _shaped(native: Native, model: Model) -> Native:
         for spec, kind in zip(signature.inputs, native.inputs, strict=True)
     )
     return Native(**{**native.__dict__, "inputs": inputs})
-
-

@@ -95,7 +95,8 @@ FOLDED: Mapping[str, Callable[..., Any]] = {
     "Size": lambda x: np.array(x.size, np.int64),
     "Range": lambda start, limit, delta: np.arange(start, limit, delta, dtype=np.asarray(start).dtype),
     "ConstantOfShape": lambda shape, value=None: np.full(
-        [int(s) for s in shape], 0 if value is None else np.asarray(value).item(),
+        [int(s) for s in shape],
+        0 if value is None else np.asarray(value).item(),
         np.float32 if value is None else np.asarray(value).dtype,
     ),
     "Cast": lambda x, to, saturate=1, round_mode="up": x.astype(from_onnx(to)),

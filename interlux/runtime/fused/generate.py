@@ -17,10 +17,22 @@ from .kernels.schedule import Parameters, Schedule
 from .llvm import I1, I8, I64, PTR, VOID, Function, Index, Module, Type, Value, type_of
 from .passes import arena
 from .steps import (
-    Conv, Dense, Elementwise, Lookup, MatMul, Normalize, Pool, Program, Rearrange, Reduce, Repeat, Softmax, Step,
+    Conv,
+    Dense,
+    Elementwise,
+    Lookup,
+    MatMul,
+    Normalize,
+    Pool,
+    Program,
+    Rearrange,
+    Reduce,
+    Repeat,
+    Softmax,
+    Step,
 )  # fmt: skip
 from .target import Target
-from .tensors import Access, Buffer
+from .tensors import Access, Buffer, Source
 
 GENERATORS: dict[type[Step], Callable] = {
     Elementwise: elementwise,
@@ -45,8 +57,8 @@ def repeat(s: Schedule, step: Repeat) -> None:
     f = s.f
     with f.loop(0, step.count) as t:
         outer = s.shifts
-        moved = {shift.source: f.add(f.mul(t, shift.stride), shift.start) for shift in step.shifts}
-        s.shifts = {**outer, **moved}  # type: ignore[dict-item]
+        moved: dict[Source, Index] = {shift.source: f.add(f.mul(t, shift.stride), shift.start) for shift in step.shifts}
+        s.shifts = {**outer, **moved}
         for inner in step.body:
             GENERATORS[type(inner)](s, inner)
         s.shifts = outer
@@ -108,18 +120,23 @@ def _aligned(size: int) -> int:
     return -(-size // 64) * 64
 
 
-def _arguments(program: Program) -> list[tuple[str, object]]:
+def _arguments(program: Program) -> list[tuple[str, Type]]:
     inputs = [(f"input{i}", PTR) for i in range(len(program.inputs))]
     outputs = [(f"output{i}", PTR) for i in range(len(program.outputs))]
     return [*inputs, *outputs, ("parameters", PTR), ("arena", PTR)]
 
 
 def _function(module: Module, program: Program, name: str) -> Function:
-    return module.function(name, _arguments(program), internal=True, inline=False)  # type: ignore[arg-type]
+    return module.function(name, _arguments(program), internal=True, inline=False)
 
 
 def _tile(
-    module: Module, program: Program, target: Target, parameters: Parameters, lanes: int, blocks: int,
+    module: Module,
+    program: Program,
+    target: Target,
+    parameters: Parameters,
+    lanes: int,
+    blocks: int,
     places: dict[Buffer, int],
 ) -> None:
     """Samples in the lanes: transposed, computed, transposed back."""
@@ -156,7 +173,11 @@ def _direct_outputs(program: Program) -> dict[Buffer, int]:
 
 
 def _one(
-    module: Module, program: Program, target: Target, parameters: Parameters, places: dict[Buffer, int],
+    module: Module,
+    program: Program,
+    target: Target,
+    parameters: Parameters,
+    places: dict[Buffer, int],
     outside: dict[Buffer, int],
 ) -> None:
     """One sample, computed where it lies."""
@@ -167,7 +188,7 @@ def _one(
     for step in program.steps:
         GENERATORS[type(step)](s, step)
     for i, t in enumerate(program.outputs):
-        if outside.get(t.source) == i:  # type: ignore[call-overload]
+        if isinstance(t.source, Buffer) and outside.get(t.source) == i:
             continue
         source, target_ = s.at(t.source, _flat(t.access((t.size,))).offset), f[f"output{i}"].of(s.element)
         with f.loop(0, t.size) as k:
@@ -176,8 +197,13 @@ def _one(
 
 
 def _few(
-    module: Module, program: Program, target: Target, parameters: Parameters, places: dict[Buffer, int],
-    outside: dict[Buffer, int], rows: int,
+    module: Module,
+    program: Program,
+    target: Target,
+    parameters: Parameters,
+    places: dict[Buffer, int],
+    outside: dict[Buffer, int],
+    rows: int,
 ) -> None:
     """A few samples, one behind the other: fully connected layers read their weights once for all of them."""
     f = _function(module, program, "few")
@@ -193,7 +219,7 @@ def _few(
             GENERATORS[type(step)](s, step)
             s.sample = 0
     for i, t in enumerate(program.outputs):
-        if outside.get(t.source) == i:  # type: ignore[call-overload]
+        if isinstance(t.source, Buffer) and outside.get(t.source) == i:
             continue
         with f.loop(0, rows) as sample, f.loop(0, t.size) as k:
             s.sample = sample
@@ -287,7 +313,7 @@ class _Port:
         return self.pointer.to
 
     def at(self, f: Function, sample: Index) -> Value:
-        return f.offset(self.pointer, f.mul(sample, self.size))  # type: ignore[arg-type]
+        return f.offset(self.pointer, f.mul(sample, self.size))
 
     def copy(self, f: Function, source: Value, target: Value, samples: Value) -> None:
         size = samples * (self.size * self.element.bytes)

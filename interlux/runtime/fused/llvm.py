@@ -76,7 +76,16 @@ VOID, PTR = Type("void"), Type("ptr")
 I1, I8, I16, I32, I64 = Type("i1"), Type("i8"), Type("i16"), Type("i32"), Type("i64")
 F32, F64 = Type("float"), Type("double")
 _BITS = {"i1": 1, "i8": 8, "i16": 16, "i32": 32, "i64": 64, "float": 32, "double": 64, "ptr": 64, "void": 0}
-_OF_DTYPE = {"float32": F32, "float64": F64, "int64": I64, "int32": I32, "int16": I16, "int8": I8, "uint8": I8, "bool": I8}
+_OF_DTYPE = {
+    "float32": F32,
+    "float64": F64,
+    "int64": I64,
+    "int32": I32,
+    "int16": I16,
+    "int8": I8,
+    "uint8": I8,
+    "bool": I8,
+}
 
 
 def type_of(dtype: Any) -> Type:
@@ -90,7 +99,8 @@ def type_of(dtype: Any) -> Type:
 class Value:
     """An SSA value or a constant: its text in IR and its type; a pointer also knows the type it points to.
 
-    `+ - * / & | ^ << < > <= >=` and unary `-` work between values and Python numbers; `pointer + n` moves by n elements.
+    `+ - * / & | ^ << < > <= >=` and unary `-` work between values and Python numbers; `pointer + n` moves by n
+    elements.
     """
 
     __slots__ = ("f", "text", "to", "type")
@@ -106,22 +116,24 @@ class Value:
         return f"{self.type} {self.text}"
 
     def __add__(self, other: Operand) -> Value:
-        return self.f.offset(self, other) if self.to is not None else self.f.add(self, other)  # type: ignore[return-value]
+        if self.to is not None and not isinstance(other, float):
+            return self.f.offset(self, other)
+        return self.f.add(self, other)
 
     def __radd__(self, other: Operand) -> Value:
         return self.__add__(other)
 
     def __sub__(self, other: Operand) -> Value:
-        return self.f.sub(self, other)  # type: ignore[return-value]
+        return self.f.sub(self, other)
 
     def __rsub__(self, other: Operand) -> Value:
-        return self.f.sub(other, self)  # type: ignore[return-value]
+        return self.f.sub(other, self)
 
     def __mul__(self, other: Operand) -> Value:
-        return self.f.mul(self, other)  # type: ignore[return-value]
+        return self.f.mul(self, other)
 
     def __rmul__(self, other: Operand) -> Value:
-        return self.f.mul(self, other)  # type: ignore[return-value]
+        return self.f.mul(self, other)
 
     def __truediv__(self, other: Operand) -> Value:
         return self.f.div(self, other)
@@ -253,7 +265,8 @@ class Function:
         a, b = self._pair(a, b)
         return self.emit(f"{name} {a.type} {a.text}, {b.text}", a.type)
 
-    def add(self, a: Operand, b: Operand) -> Value | int | float:
+    def add(self, a: Operand, b: Operand) -> Any:
+        """a + b; a number where both are numbers."""
         if not isinstance(a, Value) and not isinstance(b, Value):
             return a + b
         if _is(b, 0):
@@ -263,7 +276,7 @@ class Function:
         a, b = self._pair(a, b)
         return self.op("fadd" if a.type.is_float else "add", a, b)
 
-    def sub(self, a: Operand, b: Operand) -> Value | int | float:
+    def sub(self, a: Operand, b: Operand) -> Any:
         if not isinstance(a, Value) and not isinstance(b, Value):
             return a - b
         if _is(b, 0):
@@ -271,7 +284,7 @@ class Function:
         a, b = self._pair(a, b)
         return self.op("fsub" if a.type.is_float else "sub", a, b)
 
-    def mul(self, a: Operand, b: Operand) -> Value | int | float:
+    def mul(self, a: Operand, b: Operand) -> Any:
         if not isinstance(a, Value) and not isinstance(b, Value):
             return a * b
         if _is(b, 1):
@@ -322,7 +335,7 @@ class Function:
         # SSE2 has no such instruction: adding and subtracting 2^23 (2^52) rounds; larger numbers are integers already.
         big = float(2 ** (23 if a.type.name == "float" else 52))
         shift = self.copysign(self.const(big, a.type), a)
-        near = self.copysign(self.sub(self.add(a, shift), shift), a)  # type: ignore[arg-type]
+        near = self.copysign(self.sub(self.add(a, shift), shift), a)
         return self.select(self.abs(a) < big, near, a)
 
     def copysign(self, magnitude: Value, sign: Value) -> Value:
@@ -354,8 +367,10 @@ class Function:
         """lt, le, gt, ge, eq, ne: i1 or a vector of i1. Ordered (false on NaN) but for ne; signed for integers."""
         a, b = self._pair(a, b)
         if a.type.is_float:
-            return self.emit(f"fcmp {'u' if relation == 'ne' else 'o'}{relation} {a.type} {a.text}, {b.text}",
-                             I1.vector(a.type.lanes))
+            return self.emit(
+                f"fcmp {'u' if relation == 'ne' else 'o'}{relation} {a.type} {a.text}, {b.text}",
+                I1.vector(a.type.lanes),
+            )
         sign = "" if relation in ("eq", "ne") else "s"
         return self.emit(f"icmp {sign}{relation} {a.type} {a.text}, {b.text}", I1.vector(a.type.lanes))
 
@@ -375,7 +390,9 @@ class Function:
         a, b = self._pair(a, b)
         if condition.type.lanes > a.type.lanes:
             a, b = self.splat(a, condition.type.lanes), self.splat(b, condition.type.lanes)
-        return self.emit(f"select {condition.type} {condition.text}, {a.type} {a.text}, {b.type} {b.text}", a.type, a.to)
+        return self.emit(
+            f"select {condition.type} {condition.text}, {a.type} {a.text}, {b.type} {b.text}", a.type, a.to
+        )
 
     # Conversions
 
@@ -462,7 +479,9 @@ class Function:
             return pointer
         if pointer.to is None:
             raise TypeError("this pointer has no element type: use pointer.of(type)")
-        return self.emit(f"getelementptr inbounds {pointer.to}, ptr {pointer.text}, i64 {_text(elements)}", PTR, pointer.to)
+        return self.emit(
+            f"getelementptr inbounds {pointer.to}, ptr {pointer.text}, i64 {_text(elements)}", PTR, pointer.to
+        )
 
     def load(self, pointer: Value, lanes: int = 1, align: int = 0, count: int | None = None) -> Value:
         """Reads one element, or a vector of neighbouring ones.
@@ -489,12 +508,19 @@ class Function:
         element = _element(pointer)
         kind = element.vector(mask.type.lanes)
         zero = self.const(0, kind)
-        return self.call(f"llvm.masked.load.{kind.suffix}.p0", kind, pointer,
-                         self.const(align or element.bytes, I32), mask, zero)
+        return self.call(
+            f"llvm.masked.load.{kind.suffix}.p0", kind, pointer, self.const(align or element.bytes, I32), mask, zero
+        )
 
     def store_masked(self, value: Value, pointer: Value, mask: Value, align: int = 0) -> None:
-        self.call(f"llvm.masked.store.{value.type.suffix}.p0", VOID, value, pointer,
-                  self.const(align or value.type.scalar.bytes, I32), mask)
+        self.call(
+            f"llvm.masked.store.{value.type.suffix}.p0",
+            VOID,
+            value,
+            pointer,
+            self.const(align or value.type.scalar.bytes, I32),
+            mask,
+        )
 
     def _first(self, count: int, lanes: int) -> Value:
         return self.vector([i < count for i in range(lanes)], I1)
@@ -535,7 +561,7 @@ class Function:
             yield start
             return
         end = self._label()
-        if not known or start >= stop:  # type: ignore[operator]
+        if not known or start >= stop:
             enter = self._label()
             some = self.compare("lt", self.value(start, I64), self.value(stop, I64))
             self.statement(f"br i1 {some.text}, label %{enter}, label %{end}")
@@ -667,9 +693,7 @@ class Module:
         if self.target.vector_bits:
             bits = self.target.vector_bits
             words += [f'"prefer-vector-width"="{bits}"', f'"min-legal-vector-width"="{bits}"']
-        declared = ", ".join(
-            f"{t}{' noalias' if noalias and t == PTR else ''} %{n}" for n, t in arguments
-        )
+        declared = ", ".join(f"{t}{' noalias' if noalias and t == PTR else ''} %{n}" for n, t in arguments)
         linkage = "internal " if internal else ""
         header = f"define {linkage}{result} @{name}({declared}) {' '.join(words)}"
         function = Function(self, name, arguments, result, header)

@@ -26,11 +26,54 @@ def operator(function: Callable[..., Any]) -> Callable[..., Any]:
 
 # Scalar operations: `kernels.elementwise` has the function of each name.
 
-_SCALAR = (
-    "Abs Add And Atan Ceil Celu Cos Div Elu Equal Erf Exp Floor Gelu Greater GreaterOrEqual HardSigmoid HardSwish IsNaN "
-    "LeakyRelu Less LessOrEqual Log Mish Mul Neg Not Or PRelu Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin "
-    "Softplus Softsign Sqrt Sub Swish Tanh ThresholdedRelu Where Xor"
-).split()
+_SCALAR = [
+    "Abs",
+    "Add",
+    "And",
+    "Atan",
+    "Ceil",
+    "Celu",
+    "Cos",
+    "Div",
+    "Elu",
+    "Equal",
+    "Erf",
+    "Exp",
+    "Floor",
+    "Gelu",
+    "Greater",
+    "GreaterOrEqual",
+    "HardSigmoid",
+    "HardSwish",
+    "IsNaN",
+    "LeakyRelu",
+    "Less",
+    "LessOrEqual",
+    "Log",
+    "Mish",
+    "Mul",
+    "Neg",
+    "Not",
+    "Or",
+    "PRelu",
+    "Reciprocal",
+    "Relu",
+    "Round",
+    "Selu",
+    "Shrink",
+    "Sigmoid",
+    "Sign",
+    "Sin",
+    "Softplus",
+    "Softsign",
+    "Sqrt",
+    "Sub",
+    "Swish",
+    "Tanh",
+    "ThresholdedRelu",
+    "Where",
+    "Xor",
+]
 
 
 def _scalar(name: str) -> Callable[..., Tensor]:
@@ -75,13 +118,22 @@ def Pow(b: Builder, x: Value, y: Value) -> Tensor:
 
 @operator
 def BatchNormalization(
-    b: Builder, x: Tensor, scale: Value, shift: Value, mean: Value, variance: Value, *, epsilon: float = 1e-5,
-    momentum: float = 0.9, training_mode: int = 0,
+    b: Builder,
+    x: Tensor,
+    scale: Value,
+    shift: Value,
+    mean: Value,
+    variance: Value,
+    *,
+    epsilon: float = 1e-5,
+    momentum: float = 0.9,
+    training_mode: int = 0,
 ) -> Tensor:
     if training_mode:
         raise b.refuse("BatchNormalization in training mode")
-    s, t, m, v = (b.known(a, "BatchNormalization with statistics").astype(np.float64)
-                  for a in (scale, shift, mean, variance))
+    s, t, m, v = (
+        b.known(a, "BatchNormalization with statistics").astype(np.float64) for a in (scale, shift, mean, variance)
+    )
     factor = s / np.sqrt(v + epsilon)
     column = (-1,) + (1,) * (len(x.shape) - 2)
     return b.elementwise("ScaleShift", [x, factor.reshape(column), (t - m * factor).reshape(column)], {}, x.dtype)
@@ -108,7 +160,7 @@ def Dropout(b: Builder, x: Tensor, ratio: Value | None = None, training: Value |
 @operator
 def Cast(b: Builder, x: Tensor, *, to: int, saturate: int = 1, round_mode: str = "up") -> Tensor:
     dtype = np.dtype(dtypes.from_onnx(to))
-    if dtype == x.dtype:
+    if dtype == np.dtype(x.dtype):
         return x
     same_kind = dtype.kind in "iu" and x.dtype.kind in "iu" and dtype.itemsize >= 4
     if same_kind or (x.dtype == bool and dtype == b.dtype):  # a boolean is stored as 0.0 or 1.0
@@ -175,7 +227,7 @@ def Expand(b: Builder, x: Value, shape: Value) -> Tensor:
     if axis is None:  # a constant that is repeated for every sample
         axis = next((i for i, d in enumerate(target) if d and d % BATCH == 0), None)
     own = tuple(d // BATCH if i == axis else d for i, d in enumerate(target))
-    if tensor.axis is not None and target[axis] != tensor.logical()[tensor.axis]:  # type: ignore[index]
+    if tensor.axis is not None and axis is not None and target[axis] != tensor.logical()[tensor.axis]:
         raise b.refuse("Expand along the batch's axis")
     return tensor.moved(np.broadcast_to(tensor.index, own), axis)
 
@@ -202,7 +254,9 @@ def _not_batch(b: Builder, x: Tensor, axes: Sequence[int], what: str) -> None:
 
 
 @operator
-def Slice(b: Builder, x: Tensor, starts: Value, ends: Value, axes: Value | None = None, steps: Value | None = None) -> Tensor:
+def Slice(
+    b: Builder, x: Tensor, starts: Value, ends: Value, axes: Value | None = None, steps: Value | None = None
+) -> Tensor:
     known = [None if v is None else np.atleast_1d(b.known(v, "Slice with bounds")) for v in (starts, ends, axes, steps)]
     logical = x.logical()
     parts = list(slices(logical, *known))
@@ -270,8 +324,13 @@ def lookup(b: Builder, table: np.ndarray, indices: Tensor, axis: int) -> Tensor:
     if axis != 0:
         raise b.refuse("Gather with computed indices on an axis other than 0")
     rows = table.reshape(table.shape[0], -1).astype(np.float64)
-    made = b.result(Lookup, [b.reach(indices, (indices.size,))], (indices.size, rows.shape[1]),
-                    whole(indices.source, (indices.source.size,), b.dtype), rows)
+    made = b.result(
+        Lookup,
+        [b.reach(indices, (indices.size,))],
+        (indices.size, rows.shape[1]),
+        whole(indices.source, (indices.source.size,), b.dtype),
+        rows,
+    )
     return b.back(made, made.index.reshape(*indices.shape, *table.shape[1:]), indices, indices.axis)
 
 
@@ -305,15 +364,19 @@ def padded(b: Builder, x: Tensor, widths: Sequence[tuple[int, int]], number: flo
         return Tensor(x.source, made, x.dtype, x.axis, x.outer, number)
     if mode not in ("edge", "reflect", "wrap"):
         raise b.refuse(f"Pad with mode {mode}")
-    return x.moved(np.pad(index, grown, mode=mode), x.axis)  # type: ignore[call-overload]
+    repeated: np.ndarray = np.pad(index, grown, mode=mode)  # type: ignore[call-overload]
+    return x.moved(repeated, x.axis)
 
 
 @operator
 def DepthToSpace(b: Builder, x: Tensor, *, blocksize: int, mode: str = "DCR") -> Tensor:
     n, c, h, w = x.shape
     s = blocksize
-    split, perm = ((n, s, s, c // s**2, h, w), (0, 3, 4, 1, 5, 2)) if mode == "DCR" else (
-        (n, c // s**2, s, s, h, w), (0, 1, 4, 2, 5, 3))
+    split, perm = (
+        ((n, s, s, c // s**2, h, w), (0, 3, 4, 1, 5, 2))
+        if mode == "DCR"
+        else ((n, c // s**2, s, s, h, w), (0, 1, 4, 2, 5, 3))
+    )
     return x.moved(x.index.reshape(split).transpose(perm).reshape(n, c // s**2, h * s, w * s), x.axis)
 
 
@@ -350,7 +413,14 @@ def dense(b: Builder, x: Tensor, weight: np.ndarray, bias: np.ndarray | None) ->
 
 @operator
 def Gemm(
-    b: Builder, x: Value, w: Value, c: Value | None = None, *, alpha: float = 1.0, beta: float = 1.0, transA: int = 0,
+    b: Builder,
+    x: Value,
+    w: Value,
+    c: Value | None = None,
+    *,
+    alpha: float = 1.0,
+    beta: float = 1.0,
+    transA: int = 0,
     transB: int = 0,
 ) -> Tensor:
     left = b.tensor(x)
@@ -390,7 +460,9 @@ def matmul(b: Builder, left: Tensor, right: Tensor) -> Tensor:
         raise b.refuse("product along the batch's axis")
     rows_are_samples = left.axis == rank - 2 or right.axis == rank - 1
     if rows_are_samples:
-        if (left.axis if right.axis is None else right.axis) is None or (left.axis is not None and right.axis is not None):
+        if (left.axis if right.axis is None else right.axis) is None or (
+            left.axis is not None and right.axis is not None
+        ):
             raise b.refuse("product of two batches")
         carrier = left if left.axis is not None else right
         lead, axis, outer = np.broadcast_shapes(left.shape[:-2], right.shape[:-2]), carrier.axis, carrier.outer
@@ -459,8 +531,14 @@ OPERATORS.update(
     {
         f"Reduce{name}": reduction(kind, f"Reduce{name}")
         for name, kind in (
-            ("Sum", "sum"), ("Mean", "mean"), ("Max", "max"), ("Min", "min"), ("Prod", "prod"), ("L1", "l1"),
-            ("L2", "l2"), ("SumSquare", "sum_square"),
+            ("Sum", "sum"),
+            ("Mean", "mean"),
+            ("Max", "max"),
+            ("Min", "min"),
+            ("Prod", "prod"),
+            ("L1", "l1"),
+            ("L2", "l2"),
+            ("SumSquare", "sum_square"),
         )
     }
 )
@@ -518,7 +596,13 @@ OPERATORS["Softmax"] = OPERATORS.pop("Softmax_")
 
 
 def _normalized(
-    b: Builder, x: Tensor, groups: int, scale: np.ndarray | None, shift: np.ndarray | None, epsilon: float, centred: bool
+    b: Builder,
+    x: Tensor,
+    groups: int,
+    scale: np.ndarray | None,
+    shift: np.ndarray | None,
+    epsilon: float,
+    centred: bool,
 ) -> Tensor:
     """x normalised over consecutive elements, groups of equal size; scale and shift broadcast to x."""
     b.check_float(x)
@@ -540,8 +624,14 @@ def _by_channel(b: Builder, x: Tensor, value: Value | None) -> np.ndarray | None
 
 @operator
 def LayerNormalization(
-    b: Builder, x: Tensor, scale: Value | None = None, shift: Value | None = None, *, axis: int = -1,
-    epsilon: float = 1e-5, stash_type: int = 1,
+    b: Builder,
+    x: Tensor,
+    scale: Value | None = None,
+    shift: Value | None = None,
+    *,
+    axis: int = -1,
+    epsilon: float = 1e-5,
+    stash_type: int = 1,
 ) -> Tensor:
     axis %= len(x.shape)
     _not_batch(b, x, range(axis, len(x.shape)), "LayerNormalization")
@@ -586,7 +676,14 @@ def _image(b: Builder, x: Tensor, what: str) -> Tensor:
 
 
 def _convolved(
-    b: Builder, x: Tensor, like: Tensor, weight: np.ndarray, bias: np.ndarray, strides: Ints, dilations: Ints, groups: int
+    b: Builder,
+    x: Tensor,
+    like: Tensor,
+    weight: np.ndarray,
+    bias: np.ndarray,
+    strides: Ints,
+    dilations: Ints,
+    groups: int,
 ) -> Tensor:
     operand = x if x.access() is not None else b.stored(x)
     spatial = tuple(
@@ -602,8 +699,16 @@ def _convolved(
 
 @operator
 def Conv_(
-    b: Builder, x: Tensor, w: Value, bias: Value | None = None, *, kernel_shape: Ints | None = None,
-    strides: Ints | None = None, pads: Ints | None = None, dilations: Ints | None = None, group: int = 1,
+    b: Builder,
+    x: Tensor,
+    w: Value,
+    bias: Value | None = None,
+    *,
+    kernel_shape: Ints | None = None,
+    strides: Ints | None = None,
+    pads: Ints | None = None,
+    dilations: Ints | None = None,
+    group: int = 1,
     auto_pad: str = "NOTSET",
 ) -> Tensor:
     weight = b.known(w, "Conv with weights").astype(np.float64)
@@ -619,9 +724,19 @@ OPERATORS["Conv"] = OPERATORS.pop("Conv_")
 
 @operator
 def ConvTranspose(
-    b: Builder, x: Tensor, w: Value, bias: Value | None = None, *, kernel_shape: Ints | None = None,
-    strides: Ints | None = None, pads: Ints | None = None, dilations: Ints | None = None, group: int = 1,
-    auto_pad: str = "NOTSET", output_padding: Ints | None = None, output_shape: Ints | None = None,
+    b: Builder,
+    x: Tensor,
+    w: Value,
+    bias: Value | None = None,
+    *,
+    kernel_shape: Ints | None = None,
+    strides: Ints | None = None,
+    pads: Ints | None = None,
+    dilations: Ints | None = None,
+    group: int = 1,
+    auto_pad: str = "NOTSET",
+    output_padding: Ints | None = None,
+    output_shape: Ints | None = None,
 ) -> Tensor:
     """A convolution of the input with zeros between its elements, by the mirrored kernel."""
     weight = b.known(w, "ConvTranspose with weights").astype(np.float64)
@@ -661,8 +776,16 @@ def _pooled(b: Builder, x: Tensor, kind: str, window: Window, counts: np.ndarray
 
 @operator
 def MaxPool(
-    b: Builder, x: Tensor, *, kernel_shape: Ints, strides: Ints | None = None, pads: Ints | None = None,
-    dilations: Ints | None = None, auto_pad: str = "NOTSET", ceil_mode: int = 0, storage_order: int = 0,
+    b: Builder,
+    x: Tensor,
+    *,
+    kernel_shape: Ints,
+    strides: Ints | None = None,
+    pads: Ints | None = None,
+    dilations: Ints | None = None,
+    auto_pad: str = "NOTSET",
+    ceil_mode: int = 0,
+    storage_order: int = 0,
 ) -> Tensor:
     window = Window.of(x.shape[2:], tuple(kernel_shape), strides, pads, dilations, auto_pad, ceil_mode)
     return _pooled(b, x, "max", window, None)
@@ -670,8 +793,16 @@ def MaxPool(
 
 @operator
 def AveragePool(
-    b: Builder, x: Tensor, *, kernel_shape: Ints, strides: Ints | None = None, pads: Ints | None = None,
-    dilations: Ints | None = None, auto_pad: str = "NOTSET", ceil_mode: int = 0, count_include_pad: int = 0,
+    b: Builder,
+    x: Tensor,
+    *,
+    kernel_shape: Ints,
+    strides: Ints | None = None,
+    pads: Ints | None = None,
+    dilations: Ints | None = None,
+    auto_pad: str = "NOTSET",
+    ceil_mode: int = 0,
+    count_include_pad: int = 0,
 ) -> Tensor:
     window = Window.of(x.shape[2:], tuple(kernel_shape), strides, pads, dilations, auto_pad, ceil_mode)
     return _pooled(b, x, "mean", window, window.counts(bool(count_include_pad)).astype(np.float64))

@@ -9,15 +9,58 @@ from math import prod
 import numpy as np
 
 from .steps import (
-    Conv, Dense, Elementwise, Expression, Instruction, MatMul, Normalize, Pool, Program, Rearrange, Reduce, Repeat,
-    Softmax, Step,
+    Conv,
+    Dense,
+    Elementwise,
+    Expression,
+    Instruction,
+    MatMul,
+    Normalize,
+    Pool,
+    Program,
+    Rearrange,
+    Reduce,
+    Repeat,
+    Softmax,
+    Step,
 )  # fmt: skip
 from .tensors import Buffer, Tensor, whole
 
 _CARRIERS = (Dense, Conv, MatMul, Normalize, Softmax, Reduce, Pool, Elementwise)  # steps that can have an epilogue
 _LIGHT = frozenset(
-    "Abs Add And Constant Div Equal Greater GreaterOrEqual HardSigmoid HardSwish HardTanh Identity LeakyRelu Less "
-    "LessOrEqual Max Min Mul Neg Not Or PRelu Reciprocal Relu Rsqrt ScaleShift Sqrt Sub ThresholdedRelu Where Xor".split()
+    [
+        "Abs",
+        "Add",
+        "And",
+        "Constant",
+        "Div",
+        "Equal",
+        "Greater",
+        "GreaterOrEqual",
+        "HardSigmoid",
+        "HardSwish",
+        "HardTanh",
+        "Identity",
+        "LeakyRelu",
+        "Less",
+        "LessOrEqual",
+        "Max",
+        "Min",
+        "Mul",
+        "Neg",
+        "Not",
+        "Or",
+        "PRelu",
+        "Reciprocal",
+        "Relu",
+        "Rsqrt",
+        "ScaleShift",
+        "Sqrt",
+        "Sub",
+        "ThresholdedRelu",
+        "Where",
+        "Xor",
+    ]
 )
 _MONOTONE = frozenset(("Relu", "Tanh", "Sigmoid"))  # may be exchanged with a maximum
 
@@ -112,7 +155,7 @@ def _absorbed(producer: Step, step: Elementwise, positions: list[int]) -> Step |
     behind = Expression([expression.operands[0], *others], expression.code)
     if producer.epilogue is not None:
         behind = behind.fused(0, producer.epilogue)
-    return replace(producer, output=step.output, epilogue=behind)  # type: ignore[type-var]
+    return replace(producer, output=step.output, epilogue=behind)
 
 
 def _shared(expression: Expression, positions: list[int]) -> Expression:
@@ -138,34 +181,37 @@ def _scaled(producer: Dense | Conv, step: Elementwise, expression: Expression) -
         tensor = expression.operands[argument]
         if argument == 0 or not tensor.is_constant or tensor.index.min() < 0:
             return None
-        by_channel = np.moveaxis(tensor.values().reshape(producer.shape), channel, 0).reshape(producer.shape[channel], -1)
+        by_channel = np.moveaxis(tensor.values().reshape(producer.shape), channel, 0).reshape(
+            producer.shape[channel], -1
+        )
         if not np.array_equal(by_channel, np.broadcast_to(by_channel[:, :1], by_channel.shape)):
             return None
         values.append(by_channel[:, 0].astype(np.float64))
     if code.arguments[0] != 0:
         return None
+    ones, zeros = np.ones(len(values[0])), np.zeros(len(values[0]))
     scale, shift = {
-        "ScaleShift": lambda: (values[0], values[1]),
-        "Add": lambda: (1.0, values[0]),
-        "Sub": lambda: (1.0, -values[0]),
-        "Mul": lambda: (values[0], 0.0),
-    }[code.op]()
+        "ScaleShift": (values[0], values[-1]),
+        "Add": (ones, values[0]),
+        "Sub": (ones, -values[0]),
+        "Mul": (values[0], zeros),
+    }[code.op]
     if not (np.all(np.isfinite(scale)) and np.all(np.isfinite(shift))):
         return None
     column = (-1,) + (1,) * (producer.weight.ndim - 1)
-    weight = producer.weight * np.reshape(scale, column) if np.ndim(scale) else producer.weight
+    weight = producer.weight * np.reshape(scale, column)
     return replace(producer, output=step.output, weight=weight, bias=producer.bias * scale + shift)
 
 
 def pooled(steps: list[Step], outputs: list[Tensor]) -> list[Step]:
     """A maximum pool whose windows don't overlap becomes part of the convolution before it."""
     uses = _uses(steps, outputs)
-    made = {step.output: step for step in steps}
+    made: dict[object, Step] = {step.output: step for step in steps}
     result: list[Step] = []
     for step in steps:
         if isinstance(step, Pool) and step.kind == "max":
             x = step.operands[0]
-            conv = made.get(x.source)  # type: ignore[call-overload]
+            conv = made.get(x.source)
             if isinstance(conv, Conv) and uses[x.source] == 1 and _fits(conv, step, x):
                 result.remove(conv)
                 shape = (*step.shape[:-1], len(conv.weight)) if step.channels_last else step.shape

@@ -44,12 +44,10 @@ def _kind(spec: TensorSpec, batched: bool) -> Kind:
     dynamic = [str(d) for d in sizes if not isinstance(d, int)]
     if dynamic:
         raise UnsupportedError(f"the fused engine needs fixed sizes behind the batch; {spec} has {', '.join(dynamic)}")
-    return Kind(tuple(int(d) for d in sizes if d is not None), np.dtype(spec.dtype))  # type: ignore[arg-type]
+    return Kind(tuple(int(d) for d in sizes if d is not None), np.dtype(spec.dtype))
 
 
-def record(
-    layer: Layer, params: Tree, states: Tree, kinds: Sequence[Kind], batched: bool
-) -> Program:
+def record(layer: Layer, params: Tree, states: Tree, kinds: Sequence[Kind], batched: bool) -> Program:
     """The steps of a layer.
 
     Arguments:
@@ -69,7 +67,9 @@ def record(
     ]
     builder = Builder(dtype)
     outputs = _execute(builder, layer, params, states, values)
-    return Program(dtype, inputs, [_output(builder, o, batched, i) for i, o in enumerate(outputs)], builder.steps, batched)
+    return Program(
+        dtype, inputs, [_output(builder, o, batched, i) for i, o in enumerate(outputs)], builder.steps, batched
+    )
 
 
 def _dtype(kinds: Sequence[Kind], params: Tree, states: Tree) -> np.dtype[Any]:
@@ -79,7 +79,9 @@ def _dtype(kinds: Sequence[Kind], params: Tree, states: Tree) -> np.dtype[Any]:
     if not found:
         found = {a.dtype.name for _, a in trees.leaves(states) if trees.is_float(a.dtype)} or {"float32"}
     if len(found) > 1 or not found <= set(_FLOATS):
-        raise UnsupportedError(f"the fused engine computes in float32 or float64 throughout, not in {', '.join(sorted(found))}")
+        raise UnsupportedError(
+            f"the fused engine computes in float32 or float64 throughout, not in {', '.join(sorted(found))}"
+        )
     return np.dtype(found.pop())
 
 

@@ -39,7 +39,9 @@ class Cell:
 
     def __call__(self, gates: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The new states from the inputs' part of the gates [1, gates · hidden] and the states [1, hidden]."""
-        return {"LSTM": self._lstm, "GRU": self._gru, "RNN": self._rnn}[self.kind](gates, *states)
+        formula: Any = {"LSTM": self._lstm, "GRU": self._gru, "RNN": self._rnn}[self.kind]
+        made: tuple[Tensor, ...] = formula(gates, *states)
+        return made
 
     def _op(self, name: str, *inputs: Value) -> Tensor:
         return self._b.elementwise(name, inputs, {})
@@ -115,7 +117,10 @@ def _recurrent(kind: str) -> Callable[..., tuple[Tensor, ...]]:
             outputs.append(_joined(b, [t.moved(t.index.reshape(1, 1, -1), axis) for t in last], 0))
         if layout:
             transposed = OPERATORS["Transpose"]
-            return (transposed(b, outputs[0], perm=(2, 0, 1, 3)), *(transposed(b, o, perm=(1, 0, 2)) for o in outputs[1:]))
+            return (
+                transposed(b, outputs[0], perm=(2, 0, 1, 3)),
+                *(transposed(b, o, perm=(1, 0, 2)) for o in outputs[1:]),
+            )
         return tuple(outputs)
 
     return run
@@ -139,9 +144,7 @@ def _start(b: Builder, state: Value | None, direction: int, batch_axis: int, hid
     return tensor.moved(index.reshape(1, hidden), None)
 
 
-def _loop(
-    b: Builder, cell: Cell, gates: Tensor, start: Sequence[Tensor], reverse: bool
-) -> tuple[Tensor, list[Tensor]]:
+def _loop(b: Builder, cell: Cell, gates: Tensor, start: Sequence[Tensor], reverse: bool) -> tuple[Tensor, list[Tensor]]:
     """The hidden states of all steps [time, hidden], and the last states [1, hidden]."""
     count, width, hidden = gates.shape[0], gates.shape[1], cell.hidden
     states = [Buffer(hidden, b.dtype) for _ in start]
@@ -170,8 +173,11 @@ def _outer(body: list[Step]) -> list[Tensor]:
     """What steps read that none of them makes, and the states."""
     inside = {step.output for step in body}
     read = [t for step in body for t in step.reads()]
-    return [whole(t.source, (t.source.size,), t.dtype, None) for t in read
-            if not isinstance(t.source, Constant) and (t.source not in inside or _early(body, t.source))]
+    return [
+        whole(t.source, (t.source.size,), t.dtype, None)
+        for t in read
+        if not isinstance(t.source, Constant) and (t.source not in inside or _early(body, t.source))
+    ]
 
 
 def _early(body: list[Step], source: Any) -> bool:

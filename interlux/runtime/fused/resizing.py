@@ -10,7 +10,7 @@ from .builder import Builder, Value
 from .operators import operator
 from .tensors import BATCH, Tensor
 
-_ROUND = {
+_ROUND: dict[str, Any] = {
     "round_prefer_floor": lambda x: np.ceil(x - 0.5),
     "round_prefer_ceil": lambda x: np.floor(x + 0.5),
     "floor": np.floor,
@@ -38,18 +38,30 @@ def _places(mode: str, size: int, out: int, scale: float) -> np.ndarray | None:
 
 @operator
 def Resize(
-    b: Builder, x: Tensor, roi: Value | None = None, scales: Value | None = None, sizes: Value | None = None, *,
-    coordinate_transformation_mode: str = "half_pixel", mode: str = "nearest",
-    nearest_mode: str = "round_prefer_floor", axes: Any = None, antialias: int = 0, cubic_coeff_a: float = -0.75,
-    exclude_outside: int = 0, extrapolation_value: float = 0.0, keep_aspect_ratio_policy: str = "stretch",
+    b: Builder,
+    x: Tensor,
+    roi: Value | None = None,
+    scales: Value | None = None,
+    sizes: Value | None = None,
+    *,
+    coordinate_transformation_mode: str = "half_pixel",
+    mode: str = "nearest",
+    nearest_mode: str = "round_prefer_floor",
+    axes: Any = None,
+    antialias: int = 0,
+    cubic_coeff_a: float = -0.75,
+    exclude_outside: int = 0,
+    extrapolation_value: float = 0.0,
+    keep_aspect_ratio_policy: str = "stretch",
 ) -> Tensor:
     """ONNX Resize."""
     if mode not in ("nearest", "linear") or antialias or keep_aspect_ratio_policy != "stretch":
         raise b.refuse(f"Resize with mode {mode}, antialias {antialias} and {keep_aspect_ratio_policy}")
     b.check_float(x)
     over = list(range(len(x.shape))) if axes is None else [int(a) % len(x.shape) for a in axes]
-    given = b.known(sizes if scales is None or np.size(scales) == 0 else scales, "Resize with sizes")
-    by_size = scales is None or np.size(scales) == 0
+    factors = np.zeros(0) if scales is None else b.known(scales, "Resize with scales")
+    by_size = factors.size == 0
+    given = b.known(sizes, "Resize with sizes") if by_size else factors
     for axis, number in zip(over, given, strict=True):
         size = x.shape[axis]
         if axis == x.axis:

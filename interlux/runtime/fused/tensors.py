@@ -156,12 +156,13 @@ def broadcast(tensor: Tensor, shape: Shape) -> Tensor:
 
 
 def common(tensors: list[Tensor], what: str) -> tuple[Shape, int | None, int]:
-    """The shape that operands broadcast to, and the batch's place. Raises UnsupportedError if the batch's axes differ."""
+    """The shape that operands broadcast to, and the batch's place.
+
+    Raises UnsupportedError if the batch lies on different axes.
+    """
     rank = max(len(t.shape) for t in tensors)
     shape = np.broadcast_shapes(*(t.shape for t in tensors))
-    places = {
-        (t.axis + rank - len(t.shape), t.outer) for t in tensors if t.axis is not None
-    }
+    places = {(t.axis + rank - len(t.shape), t.outer) for t in tensors if t.axis is not None}
     if len(places) > 1:
         raise UnsupportedError(f"{what} combines values whose batch lies on different axes")
     if not places:

@@ -24,7 +24,13 @@ def in_vectors(s: Schedule, access: Access) -> bool:
 
 
 def folded(
-    s: Schedule, x: Tensor, access: Access, head: Sequence[Index], count: int, change: Map, combine: Combine,
+    s: Schedule,
+    x: Tensor,
+    access: Access,
+    head: Sequence[Index],
+    count: int,
+    change: Map,
+    combine: Combine,
     neutral: float,
 ) -> list[Value]:
     """All x[*head, 0..count] changed and combined: a value for each block of samples.
@@ -53,7 +59,13 @@ def folded(
 
 
 def _folded_vectors(
-    s: Schedule, x: Tensor, access: Access, head: Sequence[Index], count: int, change: Map, combine: Combine,
+    s: Schedule,
+    x: Tensor,
+    access: Access,
+    head: Sequence[Index],
+    count: int,
+    change: Map,
+    combine: Combine,
     neutral: float,
 ) -> Value:
     f, width = s.f, s.width
@@ -86,8 +98,12 @@ def _i1() -> Any:
 
 
 def mapped(
-    s: Schedule, operands: Sequence[tuple[Tensor, Access]], head: Sequence[Index], count: int,
-    change: Callable[..., Value], store: Callable[[Sequence[Index], list[Value], int | None], None],
+    s: Schedule,
+    operands: Sequence[tuple[Tensor, Access]],
+    head: Sequence[Index],
+    count: int,
+    change: Callable[..., Value],
+    store: Callable[[Sequence[Index], list[Value], int | None], None],
 ) -> None:
     """change(f, block, *elements) for every element along the last axis.
 

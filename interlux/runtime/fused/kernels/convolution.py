@@ -95,10 +95,10 @@ def _samples_in_lanes(s: Schedule, step: Conv) -> None:
                     best = [f.maximum(a, b) for a, b in zip(best, finish(other, []), strict=True)]
                 s.store(best, s.at(step.output, s.index(target, [channel, *at])))
                 continue
-            for place, values in zip(places, results, strict=True):
+            for place, result in zip(places, results, strict=True):
                 where = [f.add(a, p) for a, p in zip(at, place, strict=True)]
                 order = [*where, channel] if step.channels_last else [channel, *where]
-                s.store(finish(values, order), s.at(step.output, s.index(target, [channel, *where])))
+                s.store(finish(result, order), s.at(step.output, s.index(target, [channel, *where])))
 
     with f.loop(0, step.groups) as group, f.loop(0, blocks.count) as number:
         out = f.add(f.mul(group, per_group), blocks.first(f, number))
@@ -113,12 +113,10 @@ def _inside(s: Schedule, step: Conv, channel: Index, outer: Sequence[Index]) -> 
     result: Any = s.f.mul(channel, prod(kernel))
     for axis, k in enumerate(outer):
         result = s.f.add(result, s.f.mul(k, prod(kernel[axis + 1 :])))
-    return result  # type: ignore[no-any-return]
+    return result
 
 
-def _begin(
-    s: Schedule, step: Conv, channel: Index, outer: Sequence[Index], at: Sequence[Index]
-) -> list[Any]:
+def _begin(s: Schedule, step: Conv, channel: Index, outer: Sequence[Index], at: Sequence[Index]) -> list[Any]:
     """Coordinates in the input of the first tap for the result at `at`."""
     f = s.f
     scale = step.pool or (1,) * len(at)
@@ -177,10 +175,13 @@ def _row_in_lanes(s: Schedule, step: Conv) -> None:
         sums = [[f.variable(value) for _ in window] for value in begins]
         with s.nest((channels, *looped)) as (c, *outer):
             begin = s.at(x.source, s.index(access, _begin(s, step, c, outer, at)))
-            w = weights + f.mul(f.add(f.mul(number, channels * prod(step.weight.shape[2:])), _inside(s, step, c, outer)), blocks.size)
+            w = weights + f.mul(
+                f.add(f.mul(number, channels * prod(step.weight.shape[2:])), _inside(s, step, c, outer)), blocks.size
+            )
             for place, tap in enumerate(taps):
                 loaded = [
-                    f.load(begin + _distance(step, access, len(outer), tap, shift), width, count=count) for shift in window
+                    f.load(begin + _distance(step, access, len(outer), tap, shift), width, count=count)
+                    for shift in window
                 ]
                 for o in range(blocks.size):
                     weight = f.broadcast(w + (place * blocks.size + o), width)

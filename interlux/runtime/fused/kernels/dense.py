@@ -72,7 +72,9 @@ def _features_in_lanes(s: Schedule, step: Dense) -> None:
     features = x.shape[1]
     many = s.samples if step.shape[0] == 1 else 1  # then rows are samples
     together = Blocks.of(rows * many, 8 if many > 1 else 6)
-    blocks = Blocks.of_vectors(outs, width, max(1, s.accumulators // 3 if together.size == 1 else min(4, s.accumulators // together.size)))
+    blocks = Blocks.of_vectors(
+        outs, width, max(1, s.accumulators // 3 if together.size == 1 else min(4, s.accumulators // together.size))
+    )
     rest = outs if outs < width else None
     size = blocks.size // width
     # A single row sums several parts of the inputs at a time, so that sums don't wait for each other.
@@ -88,8 +90,18 @@ def _features_in_lanes(s: Schedule, step: Dense) -> None:
 
 
 def _block(
-    s: Schedule, step: Dense, access: Access, w: Value, bias: Value, finish: Epilogue, row: Index, rows: int,
-    out: Index, size: int, parts: int, rest: int | None,
+    s: Schedule,
+    step: Dense,
+    access: Access,
+    w: Value,
+    bias: Value,
+    finish: Epilogue,
+    row: Index,
+    rows: int,
+    out: Index,
+    size: int,
+    parts: int,
+    rest: int | None,
 ) -> None:
     """`rows` rows by `size` vectors of outputs, from row and out on."""
     f, width = s.f, s.width
@@ -97,7 +109,10 @@ def _block(
     bytes_ = width * s.element.bytes
     zero = f.const(0, s.element.vector(width))
     start = [f.load(bias + f.add(out, v * width), width) for v in range(size)]
-    sums = [[[f.variable(start[v] if part == 0 else zero) for v in range(size)] for _ in range(rows)] for part in range(parts)]
+    sums = [
+        [[f.variable(start[v] if part == 0 else zero) for v in range(size)] for _ in range(rows)]
+        for part in range(parts)
+    ]
     x = step.operands[0]
     numbers = [f.add(row, r) for r in range(rows)]
     by_rows = s.samples == 1 or step.shape[0] > 1
@@ -119,7 +134,7 @@ def _block(
     unroll = max(parts, 4 if rows * size >= 8 else 8)
     f.unrolled(features, unroll - unroll % parts, accumulate)
     for r in range(rows):
-        at_row: Index = numbers[r]  # type: ignore[assignment]
+        at_row: Index = numbers[r]
         if not by_rows:
             s.sample, at_row = at_row, 0
         target = s.at(step.output, f.add(f.mul(at_row, outs), out))
@@ -181,7 +196,9 @@ def _matmul_columns(s: Schedule, step: MatMul, access_a: Access, access_b: Acces
         sums = [[f.variable(zero) for _ in range(size)] for _ in range(rows.size)]
         counts = [rest if v == size - 1 else None for v in range(size)]
         with f.loop(0, a.shape[2]) as k:
-            right = [read_along(s, b, access_b, [c, k, f.add(column, v * width)], width, counts[v]) for v in range(size)]
+            right = [
+                read_along(s, b, access_b, [c, k, f.add(column, v * width)], width, counts[v]) for v in range(size)
+            ]
             for r in range(rows.size):
                 left = f.broadcast(s.at(a.source, s.index(access_a, [c, f.add(row, r), k])), width)
                 for v in range(size):

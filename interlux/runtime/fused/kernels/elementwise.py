@@ -123,7 +123,12 @@ def elementwise(s: Schedule, step: Elementwise) -> None:
 
 
 def apply(
-    s: Schedule, code: Sequence[Instruction], shape: Shape, output: Tensor, target: Access, operands: Sequence[Tensor],
+    s: Schedule,
+    code: Sequence[Instruction],
+    shape: Shape,
+    output: Tensor,
+    target: Access,
+    operands: Sequence[Tensor],
     sources: Sequence[Access],
 ) -> None:
     """An expression for each coordinate of a shape.

@@ -87,7 +87,7 @@ def _storer(s: Schedule, step: Step) -> Any:
 
     def store(at: Sequence[Index], values: list[Value], count: int | None) -> None:
         f = s.f
-        pointer = s.at(step.output, f.add(f.mul(at[0], step.shape[1]), at[1]))  # type: ignore[arg-type]
+        pointer = s.at(step.output, f.add(f.mul(at[0], step.shape[1]), at[1]))
         if s.by_sample:
             f.store(finish.vector(values[0], at, count), pointer, count=count)
         else:
@@ -99,7 +99,7 @@ def _storer(s: Schedule, step: Step) -> Any:
 def normalize(s: Schedule, step: Normalize) -> None:
     """Two passes for the statistics, the mean first, and one that applies them."""
     f = s.f
-    x, scale, shift = step.operands
+    x = step.operands[0]
     groups, count = step.shape
     accesses = [access_of(t) for t in step.operands]
     store = _storer(s, step)

@@ -35,7 +35,7 @@ def pool(s: Schedule, step: Pool) -> None:
                 f.add(f.mul(a, st), f.mul(k, d))
                 for a, st, k, d in zip(at, step.strides, tap, step.dilations, strict=True)
             ]
-            pointer = s.at(x.source, s.index(access, where))  # type: ignore[arg-type]
+            pointer = s.at(x.source, s.index(access, where))
             values = [f.load(pointer, lanes, count=rest)] if in_lanes else s.load(pointer)
             if not totals:
                 neutral = float("-inf") if step.kind == "max" else 0.0
@@ -44,8 +44,8 @@ def pool(s: Schedule, step: Pool) -> None:
                 total.set(f.maximum(total.get(), value) if step.kind == "max" else total.get() + value)
 
         if prod(step.kernel) <= 16:
-            for tap in product(*(range(k) for k in step.kernel)):
-                element(list(tap))
+            for places in product(*(range(k) for k in step.kernel)):
+                element(list(places))
         else:
             totals.extend(_started(s, step, lanes if in_lanes else s.lanes))
             with s.nest(step.kernel) as tap:

@@ -96,7 +96,7 @@ def lookup(s: Schedule, step: Lookup) -> None:
     def row_of(position: Index, sample: Index) -> tuple[Value, Value]:
         """A row's address, and whether there is one."""
         index = f.add(s.index(access, [position]), f.mul(f.add(s.sample, sample), numbers.source.size))
-        raw = f.load(f.offset(s.base(numbers.source), index))  # type: ignore[arg-type]
+        raw = f.load(f.offset(s.base(numbers.source), index))
         number = raw if raw.type == I64 else f.cast("sext", raw, I64)
         number = f.select(number < 0, number + rows, number)
         valid = (number > -1) & (number < rows)
@@ -104,7 +104,9 @@ def lookup(s: Schedule, step: Lookup) -> None:
 
     with f.loop(0, count) as position, f.loop(0, s.tile) as sample:
         row, valid = row_of(position, sample)
-        with f.loop(0, features) if not (s.by_sample and features % s.width == 0) else f.loop(0, features, s.width) as i:
+        with (
+            f.loop(0, features) if not (s.by_sample and features % s.width == 0) else f.loop(0, features, s.width) as i
+        ):
             lanes = s.width if s.by_sample and features % s.width == 0 else 1
             value = f.load(row + i, lanes)
             nan = f.const(float("nan"), value.type)

@@ -113,9 +113,9 @@ class Schedule:
         """The address of a feature."""
         f = self.f
         if not isinstance(source, Constant):
-            index = f.add(index, f.mul(self.sample, source.size))  # type: ignore[assignment]
-            index = f.add(index, self.shifts.get(source, 0))  # type: ignore[assignment]
-        return f.offset(self.base(source), f.mul(index, self.stride(source)))  # type: ignore[arg-type]
+            index = f.add(index, f.mul(self.sample, source.size))
+            index = f.add(index, self.shifts.get(source, 0))
+        return f.offset(self.base(source), f.mul(index, self.stride(source)))
 
     def index(self, access: Access, coordinates: Sequence[Index]) -> Index:
         """offset + Σ coordinate · stride."""
@@ -124,7 +124,7 @@ class Schedule:
         for coordinate, stride in zip(coordinates, access.strides, strict=True):
             if stride:
                 result = f.add(result, f.mul(coordinate, stride))
-        return f.add(result, access.offset)  # type: ignore[return-value]
+        return f.add(result, access.offset)
 
     @property
     def accumulators(self) -> int:
@@ -227,7 +227,7 @@ class Blocks:
         last = max(0, self.total - self.size)
         if isinstance(start, Value):
             return start if self.count * self.size == self.total else f.min(start, last)
-        return min(start, last)  # type: ignore[type-var, return-value]
+        return min(start, last)
 
     def starts(self) -> list[int]:
         return [max(0, min(i * self.size, self.total - self.size)) for i in range(self.count)]
