@@ -70,7 +70,7 @@ class FusedRunner(Runner):
 
     backend = "fused"
 
-    def __init__(self, model: Model, device: str = "cpu", threads: int | None = 1, target: str | None = None):
+    def __init__(self, model: Model, device: str = "cpu", threads: int | None = None, target: str | None = None):
         super().__init__(model, device)
         if device != "cpu":
             raise UnsupportedError(f"the fused engine runs on the CPU, not on {device!r}")

@@ -101,6 +101,8 @@ def generate(program: Program, target: Target) -> Code:
     _one(module, program, target, parameters, places, outside)
     tile_scratch = _aligned(scratch) if by_tiles else 0
     rows = ROWS if program.batched and lanes > 1 and _dense_weights(program) >= MANY else 0
+    if by_tiles and rows >= tile:
+        rows = 0
     if rows:
         _few(module, program, target, parameters, places, outside, rows)
         scratch = max(scratch, rows * size * element.bytes)
@@ -108,7 +110,7 @@ def generate(program: Program, target: Target) -> Code:
     partial = _run(module, program, tile if by_tiles else 0, rows, tile_scratch)
     blob = np.frombuffer(parameters.bytes(), np.uint8)
     scratch = max(tile_scratch + partial, _aligned(size * element.bytes))
-    return Code(module.text(), blob, scratch, tile if by_tiles else 1)
+    return Code(module.text(), blob, scratch, tile if by_tiles else max(rows, 1))
 
 
 def _dense_weights(program: Program) -> int:
@@ -286,7 +288,7 @@ def _run(module: Module, program: Program, tile: int, rows: int, scratch: int) -
     if tile:
         with f.when(batch > tile - 1):
             in_blocks(f"tile{tile}", tile)
-    if rows and rows < (tile or rows + 1):
+    if rows:
         with f.when(batch > rows - 1):
             in_blocks("few", rows)
         with f.when(batch > rows // 4):
