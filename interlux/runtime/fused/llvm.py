@@ -779,7 +779,7 @@ def _machine(target: Target, level: int) -> Any:
     )
 
 
-def assemble(text: str, target: Target, level: int = 2) -> bytes:
+def assemble(text: str, target: Target, level: int = 1) -> bytes:
     """An object file from LLVM IR.
 
     Arguments:
