@@ -62,7 +62,6 @@ _LIGHT = frozenset(
         "Xor",
     ]
 )
-_MONOTONE = frozenset(("Relu", "Tanh", "Sigmoid"))  # may be exchanged with a maximum
 
 
 def optimised(program: Program) -> Program:

@@ -90,9 +90,11 @@ def _samples_in_lanes(s: Schedule, step: Conv) -> None:
             channel = f.add(out, o)
             results = [[t.get() for t in total] for total in sums[o]]
             if step.pool:
-                best = finish(results[0], [])
+                best = results[0] if finish.rises else finish(results[0], [])
                 for other in results[1:]:
-                    best = [f.maximum(a, b) for a, b in zip(best, finish(other, []), strict=True)]
+                    made = other if finish.rises else finish(other, [])
+                    best = [f.maximum(a, b) for a, b in zip(best, made, strict=True)]
+                best = finish(best, []) if finish.rises else best
                 s.store(best, s.at(step.output, s.index(target, [channel, *at])))
                 continue
             for place, result in zip(places, results, strict=True):

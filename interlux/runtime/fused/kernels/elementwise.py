@@ -82,6 +82,11 @@ class Epilogue:
         """Whether there are further operands."""
         return bool(self._others)
 
+    @property
+    def rises(self) -> bool:
+        """Whether it may be exchanged with a maximum: NaN stays NaN, and what is greater stays so."""
+        return self._expression is None or all(c.op == "Relu" for c in self._expression.code)
+
     def __call__(self, values: list[Value], coordinates: Sequence[Index]) -> list[Value]:
         """Applied to one feature at coordinates of the shape."""
         if self._expression is None:
