@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pathlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -244,9 +245,25 @@ def to_stablehlo(model: Model, path: Path) -> None:
     raise _later("StableHLO", "use jax.export on model.layer.apply")
 
 
-def to_c(model: Model, folder: Path) -> None:
-    """Writes a model as C (not yet)."""
-    raise _later("export to C", "use ix.to_onnx")
+def to_c(
+    model: Model, folder: Path, target: str | None = None, *, name: str | None = None, source: bool = False
+) -> tuple[pathlib.Path, ...]:
+    """Writes a model as C: an object file and a shared library for a processor, or C99, with a header and an example.
+
+        ix.to_c(model, "lenet")                  # for this machine
+        ix.to_c(model, "lenet", target="neon")   # host, avx512, avx2, sse2, neon or scalar
+        ix.to_c(model, "lenet", source=True)     # C source, for any processor
+
+    Arguments:
+        model: any model that backend="fused" takes.
+        folder: a new or empty one, or an earlier export.
+        name: that all C names begin with; by default like the folder's.
+
+    Returns the files written. See `interlux.runtime.fused.export.to_c`.
+    """
+    with needs("fused"):
+        from .runtime.fused.export import to_c as convert
+    return convert(model, folder, target, name=name, source=source)
 
 
 def to_fused(

@@ -61,7 +61,6 @@ def test_the_version_is_that_of_the_package() -> None:
         lambda m: ix.from_keras(None),
         lambda m: ix.assign_keras_weights(None, m),
         lambda m: ix.to_stablehlo(m, "x"),
-        lambda m: ix.to_c(m, "x"),
         lambda m: ix.bundle(m, "x"),
         lambda m: ix.verify(m, m, backends=("fused",)),
     ],
