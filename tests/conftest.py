@@ -5,8 +5,11 @@ The variables are set before any framework is imported. Who sets them by hand (J
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import sys
+import tempfile
 
 import hypothesis
 import pytest
@@ -14,6 +17,9 @@ import pytest
 os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+if "INTERLUX_CACHE" not in os.environ:  # tests leave nothing in the user's cache, and find nothing there
+    os.environ["INTERLUX_CACHE"] = tempfile.mkdtemp(prefix="interlux-tests-")
+    atexit.register(shutil.rmtree, os.environ["INTERLUX_CACHE"], ignore_errors=True)
 
 # No deadline: the first example pays for compilation. Derandomized: a failure in CI is a failure here.
 hypothesis.settings.register_profile("interlux", deadline=None, derandomize=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+from dataclasses import replace
 
 import numpy as np
 
@@ -16,15 +16,16 @@ from . import target as targets
 from .cache import ObjectCache, key_of
 from .entry import Entry, Native
 from .generate import generate
-from .llvm import assemble, load
+from .llvm import assemble
 from .passes import optimised
 from .program import program_of, record
+from .saved import Built, key_of_layer, loaded, saved
 from .steps import Program
 from .target import Target
 
 
-def compiled(program: Program, target: Target) -> Native:
-    """A program's native function on this machine."""
+def built(program: Program, target: Target) -> Built:
+    """A program compiled for a target; its code from the cache on disk where it was compiled before."""
     program = optimised(program)
     code = generate(program, target)
     objects, key = ObjectCache(), key_of(target, code.text)
@@ -32,14 +33,10 @@ def compiled(program: Program, target: Target) -> Native:
     binary = assemble(code.text, target) if found is None else found.object
     if found is None:
         objects.put(key, binary)
-    library = load(binary)
     first = 1 if program.batched else 0
     inputs = tuple(Kind((b.size,), b.dtype) for b in program.inputs)
     outputs = tuple(Kind(t.shape[first:], program.dtype) for t in program.outputs)
-    return Native(
-        library.address("run"), inputs, outputs, code.parameters, code.arena, code.grain,
-        key=hashlib.sha256(f"{target} {code.text}".encode()).digest(), owner=library,
-    )  # fmt: skip
+    return Built(binary, inputs, outputs, code.parameters, code.arena, code.grain)
 
 
 def target_named(name: str | Target | None) -> Target:
@@ -54,8 +51,8 @@ def target_named(name: str | Target | None) -> Target:
 def compile_layer(layer: Layer, params: Tree, states: Tree, inputs: tuple[Kind, ...]) -> Native:
     """The native function of a layer in evaluation mode, with its packed parameters: see `layer.Compiler`."""
     kinds = [Kind((1, *kind.shape), kind.dtype) for kind in inputs]
-    native = compiled(record(layer, params, states, kinds, True), targets.host())
-    return Native(**{**native.__dict__, "inputs": tuple(inputs)})
+    made = built(record(layer, params, states, kinds, True), targets.host())
+    return loaded(replace(made, inputs=tuple(inputs)))
 
 
 class FusedRunner(Runner):
@@ -75,9 +72,12 @@ class FusedRunner(Runner):
         if device != "cpu":
             raise UnsupportedError(f"the fused engine runs on the CPU, not on {device!r}")
         self.target = target_named(target)
-        self.native = _shaped(compiled(program_of(model), self.target), model)
+        key = key_of_layer(self.target, model.layer, model.params, model.states, (), str(self.signature.inputs))
+        self.native = _shaped(saved(key, lambda: built(program_of(model), self.target)), model)
         self._batched = any(not isinstance((s.shape or (0,))[0], int) for s in self.signature.inputs)
         self.entry = Entry(self.native, self.signature if self._batched else None, threads)
+        if self._batched:
+            self.entry.attach(self)
 
     def run(self, arrays: list[np.ndarray]) -> tuple[np.ndarray, ...]:
         if not self._batched:

@@ -134,7 +134,8 @@ def BatchNormalization(
     s, t, m, v = (
         b.known(a, "BatchNormalization with statistics").astype(np.float64) for a in (scale, shift, mean, variance)
     )
-    factor = s / np.sqrt(v + epsilon)
+    with np.errstate(invalid="ignore", divide="ignore"):  # of a negative variance: NaN, as everywhere
+        factor = s / np.sqrt(v + epsilon)
     column = (-1,) + (1,) * (len(x.shape) - 2)
     return b.elementwise("ScaleShift", [x, factor.reshape(column), (t - m * factor).reshape(column)], {}, x.dtype)
 
