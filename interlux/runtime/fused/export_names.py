@@ -18,13 +18,13 @@ _RESERVED = frozenset(
     template this thread_local throw true try typeid typename using virtual wchar_t and and_eq bitand bitor compl not
     not_eq or or_eq xor xor_eq char8_t char16_t char32_t consteval constinit co_await co_return co_yield const_cast
     errno stdin stdout stderr complex imaginary noreturn unix linux i386 near far interrupt small interface main
-    int8_t int16_t int32_t int64_t uint8_t uint16_t uint32_t uint64_t size_t intptr_t uintptr_t"""
+    int8_t int16_t int32_t int64_t uint8_t uint16_t uint32_t uint64_t size_t intptr_t uintptr_t""".split()  # noqa: SIM905  a list would be three times as long
 )
 # Names of files that others look for: <name>.h before a header of C, lib<name>.so before a library, main.c
 _FILES = frozenset(
     """assert complex ctype errno fenv float inttypes iso646 limits locale math setjmp signal stdalign stdarg stdatomic
     stdbool stddef stdint stdio stdlib stdnoreturn string strings tgmath threads time uchar unistd wchar wctype
-    c dl gcc m pthread rt stdc util main"""
+    c dl gcc m pthread rt stdc util main""".split()  # noqa: SIM905
 )
 _C_TYPES = {"float32": "float", "float64": "double", "int32": "int32_t", "int64": "int64_t"}
 
