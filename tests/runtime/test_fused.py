@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -87,7 +88,7 @@ def cases(**more: st.SearchStrategy):
     widths=st.lists(st.integers(1, 70), min_size=2, max_size=4), act=st.sampled_from(ACTIVATIONS), bias=st.booleans()
 )
 def test_dense(widths, act, bias, batch, dtype, target):
-    parts = [p for a, b in zip(widths, widths[1:], strict=False) for p in (nn.Linear(a, b, bias=bias), act())]
+    parts = [p for a, b in itertools.pairwise(widths) for p in (nn.Linear(a, b, bias=bias), act())]
     check(nn.Sequential(*parts), [(widths[0],)], batch, dtype, target)
 
 
@@ -253,8 +254,9 @@ def test_resizing(size, out, mode, align, batch, dtype, target):
 def test_layers_built_by_hand(target):
     layers = ix.layers
     block = layers.SkipConnection(layers.Dense(12, 12, activation=layers.gelu))
-    net = layers.Chain(layers.Conv(2, 3, (3,), pads=(1, 1)), layers.flatten, layers.Dense(18, 12), block,
-                       layers.LayerNorm((12,)), layers.Dropout(0.5), layers.Maxout(layers.Dense(12, 4), layers.Dense(12, 4)))  # fmt: skip
+    head = layers.Maxout(layers.Dense(12, 4), layers.Dense(12, 4))
+    first = layers.Chain(layers.Conv(2, 3, (3,), pads=(1, 1)), layers.flatten, layers.Dense(18, 12))
+    net = layers.Chain(first, block, layers.LayerNorm((12,)), layers.Dropout(0.5), head)
     params, states = ix.setup(net, 0)
     model = ix.Model.from_layer(net, params, states, {"x": ("float32", ("batch", 2, 6))})
     x = np.random.default_rng(0).standard_normal((19, 2, 6)).astype(np.float32)

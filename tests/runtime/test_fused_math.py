@@ -203,13 +203,15 @@ def spread(dtype: str, count: int) -> Array:
     edges = np.array([0, 0.29, 0.35, 0.41421356, 0.5, 0.7, 1, 2, 3, 9, 10, 11, 14.6, 20, 27.5, 38.8, 88.7, 104, 709.7])
     near = np.concatenate([e + np.linspace(-1e-3, 1e-3, 101) for e in edges])
     with np.errstate(all="ignore"):  # signalling NaN
-        return np.concatenate([
-            patterns.astype(f"u{bits // 8}").view(dtype),
-            *(x.astype(dtype) for x in (rng.normal(size=count // 4), rng.uniform(-40, 40, count // 4))),
-            rng.uniform(-reach, reach, count // 8).astype(dtype),
-            *(x.astype(dtype) for x in (near, -near)),
-            np.array([0, -0.0, np.inf, -np.inf, np.nan], dtype),
-        ])
+        return np.concatenate(
+            [
+                patterns.astype(f"u{bits // 8}").view(dtype),
+                *(x.astype(dtype) for x in (rng.normal(size=count // 4), rng.uniform(-40, 40, count // 4))),
+                rng.uniform(-reach, reach, count // 8).astype(dtype),
+                *(x.astype(dtype) for x in (near, -near)),
+                np.array([0, -0.0, np.inf, -np.inf, np.nan], dtype),
+            ]
+        )
 
 
 def distance(y: Array, exact: Array) -> Array:

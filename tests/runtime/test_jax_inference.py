@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 import interlux as ix
+from interlux.ir.windows import Window
 from interlux.runtime.jax import JaxRunner
 from interlux.runtime.jax.channels_last import ChannelsLast, stored, stored_axis
 from interlux.runtime.jax.convolution_forms import form_of
@@ -21,7 +22,6 @@ from interlux.runtime.jax.inference import INFERENCE, InferenceInterpreter, Pack
 from interlux.runtime.jax.interpreter import JaxInterpreter
 from interlux.runtime.jax.item_by_item import item_by_item
 from interlux.runtime.jax.primitives import PRIMITIVES
-from interlux.ir.windows import Window
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 Function = Callable[..., Any]

@@ -95,8 +95,9 @@ def _attempt(module: Module, layout: Layout) -> None:
         data = atomic.pointer_at(f, out.get(), layout.data)
         size = batch * atomic.field(f, target, port_at("bytes"))
         with f.loop(0, given) as i:
-            refuse_when(_overlap(f, data, size, f.load(inputs + i),
-                                 batch * atomic.field(f, port(f, call, i), port_at("bytes"))))
+            refuse_when(
+                _overlap(f, data, size, f.load(inputs + i), batch * atomic.field(f, port(f, call, i), port_at("bytes")))
+            )
         f.store(data, outputs)
 
     results = f.call("PyTuple_New", PTR, made)
@@ -118,8 +119,9 @@ def _attempt(module: Module, layout: Layout) -> None:
             dtype = atomic.pointer_at(f, target, port_at("dtype"))
             f.call("Py_IncRef", VOID, dtype)  # the next function takes the reference over
             kind, zero = _symbol(f, "interlux_array_type"), f.const(0, I32)
-            array = f.call("interlux_new_array", PTR, kind, dtype, f.cast("trunc", ndim, I32), shape, null, null, zero,
-                           null)
+            array = f.call(
+                "interlux_new_array", PTR, kind, dtype, f.cast("trunc", ndim, I32), shape, null, null, zero, null
+            )
             with f.when(f.eq(array, null)):
                 f.call("Py_DecRef", VOID, results)
                 f.ret(null)

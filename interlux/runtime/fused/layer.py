@@ -140,9 +140,7 @@ class Fused(Layer):
         for i, (x, shape) in enumerate(zip(inputs, self.input_shapes, strict=True)):
             if tuple(x.shape[1:]) != shape or not x.ndim or x.shape[0] != inputs[0].shape[0]:
                 sizes = ", ".join(("batch", *map(str, shape)))
-                raise InvalidModelError(
-                    f"input {i} of the fused layer must have shape ({sizes}), not {tuple(x.shape)}"
-                )
+                raise InvalidModelError(f"input {i} of the fused layer must have shape ({sizes}), not {tuple(x.shape)}")
 
 
 def to_fused(
@@ -352,9 +350,7 @@ class _Functions:
 
     def _compiled(self, stored: Stored, inputs: Sequence[Value]) -> tuple[Entry, np.ndarray]:
         """A function and its parameters from the engine."""
-        kinds = tuple(
-            Kind(shape, np.dtype(x.dtype)) for shape, x in zip(self._layer.input_shapes, inputs, strict=True)
-        )
+        kinds = tuple(Kind(shape, np.dtype(x.dtype)) for shape, x in zip(self._layer.input_shapes, inputs, strict=True))
         params, states = (
             trees.from_leaves((path, array) for (tree, path), array in stored.items() if tree == wanted)
             for wanted in ("params", "states")

@@ -161,12 +161,12 @@ def Dropout(b: Builder, x: Tensor, ratio: Value | None = None, training: Value |
 @operator
 def Cast(b: Builder, x: Tensor, *, to: int, saturate: int = 1, round_mode: str = "up") -> Tensor:
     dtype = np.dtype(dtypes.from_onnx(to))
-    if dtype == np.dtype(x.dtype):
+    if dtype == x.dtype:
         return x
     same_kind = dtype.kind in "iu" and x.dtype.kind in "iu" and dtype.itemsize >= 4
     if same_kind or (x.dtype == bool and dtype == b.dtype):  # a boolean is stored as 0.0 or 1.0
         return Tensor(x.source, x.index, dtype if dtype == b.dtype else x.dtype, x.axis, x.outer, x.fill)
-    if dtype == bool and x.dtype == b.dtype:
+    if dtype.kind == "b" and x.dtype == b.dtype:
         return b.elementwise("Not", [b.elementwise("Equal", [x, np.zeros((), b.dtype)], {})], {})
     raise b.refuse(f"Cast from {x.dtype.name} to {dtype.name}")
 

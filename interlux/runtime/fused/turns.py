@@ -49,9 +49,7 @@ def _define(f: Function) -> None:
     start = words + f.op("lshr", position, 6)
     shift = position & 63
     raw = [f.load(start + i) for i in range(4)]
-    digits = [
-        (raw[i] << shift) | f.op("lshr", f.op("lshr", raw[i + 1], 1), f.sub(63, shift)) for i in range(3)
-    ]
+    digits = [(raw[i] << shift) | f.op("lshr", f.op("lshr", raw[i + 1], 1), f.sub(63, shift)) for i in range(3)]
     m, *d = (f.cast("zext", word, I128) for word in (mantissa, *digits))
     # the product modulo 2^192, without its lowest 64 bits: 2 bits before the point and 126 after it
     v = f.op("shl", f.op("mul", m, d[0]), 64) + f.op("mul", m, d[1]) + f.op("lshr", f.op("mul", m, d[2]), 64)

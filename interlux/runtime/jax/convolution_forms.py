@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from ...ir.windows import Ints, Window
 from .primitives.linear import EXACT
 from .primitives.registry import Value
-from ...ir.windows import Ints, Window
 
 MOST_TAPS = 64  # elements of a kernel that are written out as shifted slices
 STEM_CHANNELS = 4

@@ -16,6 +16,7 @@ from jax import lax
 
 from ...ir.graph import ValueInfo
 from ...ir.layers.control import Control
+from ...ir.windows import Ints, Window
 from ..memory import contiguous, release
 from .channels_last import RANKS, ChannelsLast, aligned, plain, stored, stored_axis, to_last, to_second
 from .convolution_forms import FORMS, MOST_TAPS, average, form_of, largest
@@ -23,7 +24,6 @@ from .interpreter import JaxInterpreter
 from .primitives import PRIMITIVES
 from .primitives.linear import EXACT
 from .primitives.registry import Value, integers, is_static
-from ...ir.windows import Ints, Window
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 

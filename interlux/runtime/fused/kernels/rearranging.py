@@ -75,10 +75,8 @@ def _by_table(s: Schedule, x: Tensor, to: Tensor) -> None:
         index = f.cast("sext", f.load(source + i), I64)
         place = f.cast("sext", f.load(target + i), I64)
         safe = f.select(index < 0, f.const(0, I64), index) if fills else index
-        if x.is_constant:
-            values = [s.broadcast(s.at(x.source, safe))] * s.blocks
-        else:
-            values = s.load(s.at(x.source, safe))
+        at = s.at(x.source, safe)
+        values = [s.broadcast(at)] * s.blocks if x.is_constant else s.load(at)
         if fills:
             values = [f.select(index < 0, f.const(x.fill, v.type), v) for v in values]
         s.store(values, s.at(to.source, place))

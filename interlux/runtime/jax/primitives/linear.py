@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from .registry import Value, is_static, primitive
 from ....ir.windows import Window
+from .registry import Value, is_static, primitive
 
 EXACT = lax.Precision.HIGHEST  # GPUs and TPUs would round float32 factors to fewer bits
 

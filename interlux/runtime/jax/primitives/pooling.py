@@ -10,8 +10,8 @@ import numpy as np
 from jax import lax
 
 from ....ir.errors import InvalidModelError
-from .registry import Value, define, integers, primitive
 from ....ir.windows import Ints, Window
+from .registry import Value, define, integers, primitive
 
 define(
     GlobalAveragePool=lambda x: jnp.mean(x, tuple(range(2, x.ndim)), keepdims=True),
