@@ -5,8 +5,8 @@
     to_c(model, "lenet", source=True)           lenet.c in place of lenet.o and liblenet.so
 
 The object is the code that `ix.compile(model, backend="fused", target=…)` runs, with the weights as constants inside:
-its results are the same, bit for bit. It allocates nothing, opens nothing, writes no globals, and needs no library but
-libm, and that only where the processor lacks an instruction. The C source is the scalar target's code; what it
+its results are the same, bit for bit. It allocates nothing, opens nothing, writes no globals, and needs memcpy alone, and
+libm where the processor lacks an instruction. The C source is the scalar target's code; what it
 computes differs from the vectorised code in the order of sums, and by what a C compiler makes of it.
 """
 
