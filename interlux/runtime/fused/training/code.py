@@ -1,0 +1,385 @@
+"""From a tape to native code: what a tile of samples goes through, in chunks of the batch, step after step.
+
+    tile0(…)      a tile from its inputs to its gradients; at every BatchNorm it ends and tile1 … go on
+    chunk0(…)     the tiles of one part of the batch, with memory, gradients and sums of their own
+    gradients(…)  all chunks of a batch, by several threads where there are some
+    train(…)      gradients and an update, for each of many batches
+
+Which tiles belong to a chunk depends on the batch and the number of chunks alone, and chunks' gradients are added up in
+their order: so results don't depend on which thread was faster.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..kernels.rearranging import _transposed
+from ..kernels.schedule import Parameters
+from ..llvm import F64, I1, I8, I32, I64, PTR, VOID, Function, Module, Value, type_of
+from ..steps import Elementwise, Instruction, Pool, Rearrange, Reduce, Softmax
+from ..target import Target
+from ..tensors import Buffer, Constant, Tensor
+from . import batchnorm
+from .context import get, put
+from .convolutions import convolution, convolution_backward
+from .draws import draws, draws_backward, mixed
+from .elementwise import elementwise, elementwise_backward, rearrange, rearrange_backward
+from .losses import Loss, loss
+from .optimizers import Optimizer, update
+from .products import linear, linear_backward
+from .reductions import (
+    normalize,
+    normalize_backward,
+    pool,
+    pool_backward,
+    reduce,
+    reduce_backward,
+    softmax,
+    softmax_backward,
+)
+from .schedule import Gradients, TrainingSchedule
+from .steps import BatchNormalization, Convolution, Draws, Linear, Normalization, Tape, Weights
+
+KERNELS: dict[type, tuple[Callable[..., None], Callable[..., None]]] = {
+    Linear: (linear, linear_backward),
+    Convolution: (convolution, convolution_backward),
+    Elementwise: (elementwise, elementwise_backward),
+    Rearrange: (rearrange, rearrange_backward),
+    Pool: (pool, pool_backward),
+    Reduce: (reduce, reduce_backward),
+    Softmax: (softmax, softmax_backward),
+    Normalization: (normalize, normalize_backward),
+    Draws: (draws, draws_backward),
+}
+_VECTOR = 64  # numbers: gradients are filled up to a multiple of it
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a native function is made for.
+
+    Arguments:
+        tape: the model.
+        loss: what is minimised.
+        labels: whether targets are class numbers.
+        optimizer: None where only gradients are wanted.
+        vectors: of samples in a tile.
+        inputs: whether the gradient of the first input is wanted.
+        output: whether the model's output is wanted.
+    """
+
+    tape: Tape
+    loss: Loss
+    labels: bool
+    optimizer: Optimizer | None
+    vectors: int
+    inputs: bool = False
+    output: bool = False
+
+    @property
+    def count(self) -> int:
+        """Numbers of one chunk's gradients."""
+        return -(-self.tape.trained // _VECTOR) * _VECTOR
+
+
+@dataclass(frozen=True)
+class Code:
+    """LLVM IR with its constants and needs.
+
+    Arguments:
+        text: LLVM IR with functions `gradients(context)` and `train(context, steps)`.
+        parameters: constants, uint8.
+        tile: samples.
+        arena: bytes of scratch memory for a chunk, or for a tile of the batch if `by_tile`.
+    """
+
+    text: str
+    parameters: np.ndarray
+    tile: int
+    arena: int
+    by_tile: bool
+
+
+def arena_size(plan: Plan) -> int:
+    """Numbers that a tile keeps of each sample."""
+    return _Layout(plan).size
+
+
+class _Layout:
+    """Where buffers lie, in features."""
+
+    def __init__(self, plan: Plan):
+        tape = plan.tape
+        self.places: dict[Buffer, int] = {}
+        self.size = 0
+        values: dict[Buffer, None] = dict.fromkeys(tape.inputs)
+        values.update(dict.fromkeys(step.output for step in tape.steps))
+        self.weight = Buffer(1, tape.dtype)
+        size = 1 if plan.labels else tape.output.size
+        self.target = Buffer(size, tape.dtype)
+        self.gradients = self._needed(plan)
+        for buffer in (*values, self.weight, self.target, *self.gradients.values()):
+            self.places[buffer] = self.size
+            self.size += buffer.size
+
+    @staticmethod
+    def _needed(plan: Plan) -> dict[Buffer, Buffer]:
+        """Gradients of all that depends on trained parameters, or on the input if that is wanted."""
+        tape = plan.tape
+        needed: dict[Buffer, Buffer] = {}
+        if plan.inputs:
+            needed[tape.inputs[0]] = Buffer(tape.inputs[0].size, tape.dtype)
+        for step in tape.steps:
+            weights = [getattr(step, "weight", None), getattr(step, "bias", None), *step.operands]
+            trained = any(
+                isinstance(t, Tensor) and isinstance(t.source, Weights) and t.index.min() < tape.trained for t in weights
+            )
+            if trained or any(t.source in needed for t in step.operands if not isinstance(t.source, Constant)):
+                needed.setdefault(step.output, Buffer(step.output.size, tape.dtype))
+        return needed
+
+
+_ARGUMENTS = [
+    ("context", PTR), ("parameters", PTR), ("arena", PTR), ("weights", PTR), ("gradients", PTR), ("sums", PTR),
+    ("statistics", PTR), ("tile", I64), ("seed", I32),
+]  # fmt: skip
+
+
+def generate(plan: Plan, target: Target) -> Code:
+    """The code of a plan."""
+    module = Module(target)
+    parameters = Parameters()
+    layout = _Layout(plan)
+    phases, between = _phases(plan, layout)
+    tile = plan.vectors * target.lanes(plan.tape.dtype)
+    for number, actions in enumerate(phases):
+        f = module.function(f"tile{number}", _ARGUMENTS, internal=True, inline=False)
+        s = TrainingSchedule(f, target, plan.tape, tile, parameters, layout.places)
+        for action in actions:
+            action(s)
+        f.ret()
+    size = -(-layout.size * tile * type_of(plan.tape.dtype).bytes // 64) * 64
+    by_tile = len(phases) > 1
+    for number in range(len(phases)):
+        _chunk(module, plan, number, tile, size, by_tile)
+    _gradients(module, plan, target, len(phases), between)
+    if plan.optimizer is not None:
+        _train(module, plan, target)
+    return Code(module.text(), np.frombuffer(parameters.bytes(), np.uint8), tile, size, by_tile)
+
+
+Action = Callable[[TrainingSchedule], None]
+Between = Callable[[Function, Target], None]
+
+
+def _phases(plan: Plan, layout: _Layout) -> tuple[list[list[Action]], list[Between]]:
+    """What a tile goes through, cut where it waits for all others, and what is done there."""
+    tape = plan.tape
+    state: dict[str, Gradients] = {}
+    phases: list[list[Action]] = [[lambda s: _load(s, plan, layout)]]
+    between: list[Between] = []
+
+    def barrier(combine: Callable[..., None], step: BatchNormalization) -> None:
+        between.append(lambda f, target: combine(f, tape, target, step))
+        phases.append([])
+
+    def valid(s: TrainingSchedule) -> Value:
+        weight = s.vector(s.at(layout.weight, 0))
+        return s.f.select(s.f.compare("ne", weight, 0.0), s.constant(1.0), s.constant(0.0))
+
+    for step in tape.steps:
+        if isinstance(step, BatchNormalization):
+            sums, squares, apply = batchnorm.forward(step, valid)
+            phases[-1].append(sums)  # type: ignore[arg-type]
+            barrier(batchnorm.combine_mean, step)
+            phases[-1].append(squares)  # type: ignore[arg-type]
+            barrier(batchnorm.combine_variance, step)
+            phases[-1].append(apply)  # type: ignore[arg-type]
+        else:
+            phases[-1].append(lambda s, step=step: KERNELS[type(step)][0](s, step))  # type: ignore[misc]
+    if plan.output:
+        phases[-1].append(lambda s: _store(s, plan.tape.output, "output"))
+
+    readers = Counter(t.source for step in tape.steps for t in step.operands)
+    readers[tape.output.source] += 1
+    made: dict[Buffer, Instruction] = {
+        step.output: step.activation
+        for step in tape.steps
+        if isinstance(step, Linear | Convolution) and step.activation is not None
+    }
+
+    def gradients(s: TrainingSchedule) -> Gradients:
+        if "g" not in state:
+            state["g"] = Gradients(s, layout.gradients, readers, made)
+        state["g"].use(s)
+        return state["g"]
+
+    def last(s: TrainingSchedule) -> None:
+        g = gradients(s) if layout.gradients.get(tape.output.source) else None  # type: ignore[call-overload]
+        weight = s.at(layout.weight, 0)
+        loss(s, g, plan.loss, tape.output, layout.target, plan.labels, weight)
+
+    phases[-1].append(last)
+    for step in reversed(tape.steps):
+        if step.output not in layout.gradients:
+            continue
+        if isinstance(step, BatchNormalization):
+            current: dict[str, TrainingSchedule] = {}
+            sums, apply = batchnorm.backward(step, lambda current=current: gradients(current["s"]), valid)  # type: ignore[misc]
+
+            def run(s: TrainingSchedule, action: Any, current: dict[str, TrainingSchedule] = current) -> None:
+                current["s"] = s
+                action(s)
+
+            phases[-1].append(lambda s, a=sums, run=run: run(s, a))  # type: ignore[misc]
+            barrier(batchnorm.combine_gradients, step)
+            phases[-1].append(lambda s, a=apply, run=run: run(s, a))  # type: ignore[misc]
+        else:
+            phases[-1].append(lambda s, step=step: KERNELS[type(step)][1](s, gradients(s), step))  # type: ignore[misc]
+    if plan.inputs:
+        buffer = layout.gradients[tape.inputs[0]]
+        index = np.arange(buffer.size, dtype=np.int64)
+        phases[-1].append(lambda s: _store(s, Tensor(buffer, index, tape.dtype), "input_gradient"))
+    return phases, between
+
+
+# Between arrays outside and features inside
+
+
+def _load(s: TrainingSchedule, plan: Plan, layout: _Layout) -> None:
+    """Gathers the samples of a tile, their targets and weights; what is left of the tile repeats the last sample."""
+    f = s.f
+    batch, index = get(f, "batch"), get(f, "index").of(I64)
+    start = f["tile"] * s.tile
+    samples = f.scratch(I64, s.tile)
+    scale = get(f, "scale")
+    weight = scale if s.element == F64 else f.cast("fptrunc", scale, s.element)
+    with f.loop(0, s.tile) as i:
+        position = start + i
+        inside = position < batch
+        clamped = f.select(inside, position, batch - 1)
+        f.store(f.load(f.offset(index, clamped)), f.offset(samples, i))
+        f.store(f.select(inside, weight, f.const(0.0, s.element)), f.offset(s.at(layout.weight, 0), i))
+    for number, buffer in enumerate(plan.tape.inputs):
+        _gather(s, get(f, f"x{number}").of(s.element), buffer, samples)
+    if not plan.labels:
+        _gather(s, get(f, "y").of(s.element), layout.target, samples)
+        return
+    labels = get(f, "y").of(I64)
+    with f.loop(0, s.tile) as i:
+        label = f.load(f.offset(labels, f.load(f.offset(samples, i))))
+        f.store(f.cast("sitofp", label, s.element), f.offset(s.at(layout.target, 0), i))
+
+
+def _gather(s: TrainingSchedule, outside: Value, buffer: Buffer, samples: Value) -> None:
+    """Rows of an array, by their numbers, become features."""
+    f, lanes, size = s.f, s.lanes, buffer.size
+    with s.groups() as group:
+        numbers = [f.load(f.offset(samples, f.add(group, i))) for i in range(lanes)]
+        rows = [f.offset(outside, number * size) for number in numbers]
+
+        def block(first: Any, count: int) -> None:
+            loaded = [f.load(f.offset(row, first), lanes, count=count) for row in rows]
+            for k, feature in enumerate(_transposed(s, loaded)[:count]):
+                s.put(feature, s.at(buffer, f.add(first, k)))
+
+        with f.loop(0, size // lanes * lanes, lanes) as first:
+            block(first, lanes)
+        if size % lanes:
+            block(size // lanes * lanes, size % lanes)
+
+
+def _store(s: TrainingSchedule, t: Tensor, name: str) -> None:
+    """Features become rows of an array, one for each sample of the batch."""
+    f = s.f
+    access = t.access((t.size,))
+    assert access is not None, "outputs are contiguous"
+    outside = get(f, name).of(s.element)
+    count = f.min(get(f, "batch") - f["tile"] * s.tile, f.const(s.tile, I64))
+    with f.when(f.ne(f.cast("ptrtoint", outside, I64), 0)):
+        rows = f.offset(outside, f["tile"] * (s.tile * t.size))
+        with f.loop(0, count) as i, f.loop(0, t.size) as k:
+            value = f.load(f.offset(s.at(t.source, s.index(access, [k])), i))
+            f.store(value, f.offset(rows, f.add(f.mul(i, t.size), k)))
+
+
+# Chunks, batches and steps
+
+
+def _chunk(module: Module, plan: Plan, number: int, tile: int, size: int, by_tile: bool) -> None:
+    """`chunk(context, i)`: the tiles of a part of the batch."""
+    f = module.function(f"chunk{number}", [("context", PTR), ("chunk", I64)], internal=True, noalias=False)
+    element = type_of(plan.tape.dtype)
+    chunk, chunks = f["chunk"], get(f, "chunks")
+    tiles = f.div(get(f, "batch") + (tile - 1), tile)
+    first, last = f.div(tiles * chunk, chunks), f.div(tiles * (chunk + 1), chunks)
+    gradients = f.offset(get(f, "gradients").of(element), chunk * plan.count)
+    stride = plan.tape.sums + 1
+    sums = f.offset(get(f, "sums").of(F64), chunk * stride)
+    if number == 0:
+        for pointer, count in ((gradients, plan.count * element.bytes), (sums, stride * 8)):
+            f.call("llvm.memset.p0.i64", VOID, pointer, f.const(0, I8), f.const(count, I64), f.const(False, I1))
+    seed = f.cast("trunc", get(f, "seed"), I32)
+    with f.loop(first, last) as i:
+        arena = f.offset(get(f, "arena").of(I8), (i if by_tile else chunk) * size)
+        values = (
+            f["context"], get(f, "parameters"), arena, get(f, "weights"), gradients, sums, get(f, "statistics"), i, seed
+        )  # fmt: skip
+        f.call(f"tile{number}", VOID, *values)
+    f.ret()
+
+
+def _gradients(module: Module, plan: Plan, target: Target, phases: int, between: list[Between]) -> None:
+    """`gradients(context)`: all chunks of a batch."""
+    f = module.function("gradients", [("context", PTR)], noalias=False)
+    chunks = get(f, "chunks")
+    for number in range(phases):
+
+        def alone(number: int = number) -> None:
+            with f.loop(0, chunks) as chunk:
+                f.call(f"chunk{number}", VOID, f["context"], chunk)
+
+        def together(number: int = number, alone: Callable[[], None] = alone) -> None:
+            run, shared = get(f, "pool_run"), get(f, "pool")
+            context, threads = f["context"], get(f, "threads")
+            done = f.emit(
+                f"call i64 {run.text}(ptr {shared.text}, ptr @chunk{number}, ptr {context.text}, i64 {chunks.text}, "
+                f"i64 {threads.text})",
+                I64,
+            )
+            with f.when(f.eq(done, 0)):
+                alone()
+
+        f.branch((get(f, "threads") > 1) & (chunks > 1), together, alone)
+        if number < len(between):
+            between[number](f, target)
+    f.ret()
+
+
+def _train(module: Module, plan: Plan, target: Target) -> None:
+    """`train(context, steps)`: gradients and an update for each step's batch."""
+    f = module.function("train", [("context", PTR), ("steps", I64)], noalias=False)
+    assert plan.optimizer is not None
+    stride = plan.tape.sums + 1
+    mean = plan.loss.reduction == "mean"
+    part = plan.loss.per_sample(plan.tape.output)
+    with f.loop(0, f["steps"]) as step:
+        batch = f.load(f.offset(get(f, "schedule").of(I64), step))
+        put(f, "batch", batch)
+        scale = f.const(part, F64)
+        put(f, "scale", scale / f.cast("sitofp", batch, F64) if mean else scale)
+        f.call("gradients", VOID, f["context"])
+        total = f.variable(f.const(0.0, F64))
+        with f.loop(0, get(f, "chunks")) as chunk:
+            total.set(total.get() + f.load(f.offset(get(f, "sums").of(F64), chunk * stride)))
+        f.store(total.get(), f.offset(get(f, "losses").of(F64), step))
+        update(f, target, plan.tape, plan.optimizer, plan.count)
+        put(f, "index", f.offset(get(f, "index").of(I64), batch))
+        seed = mixed(f, f.cast("trunc", get(f, "seed") + 1, I32))
+        put(f, "seed", f.cast("zext", seed, I64))
+    f.ret()

@@ -1,0 +1,429 @@
+"""From a model to a tape: its layers in training mode, executed by an interpreter that records steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import prod
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ....ir import trees
+from ....ir.errors import InvalidModelError, UnsupportedError
+from ....ir.foreign import Kind
+from ....ir.graph import execute, graph_of
+from ....ir.interpreter import TRAIN, Override
+from ....ir.layer import Layer, active
+from ....ir.layers import BatchNorm, Dropout
+from ....ir.model import Model
+from ....ir.trees import Path, Tree
+from ....ir.windows import Window
+from ..builder import Builder, NotMade, Value, is_missing, reshape
+from ..derivatives import DERIVATIVES
+from ..folding import Sizes, fold
+from ..operators import OPERATORS, padded
+from ..program import _dtype, _kind
+from ..steps import Elementwise, Rearrange
+from ..tensors import Buffer, Tensor, broadcast, constant, whole
+from .fusion import fused
+from .steps import BatchNormalization, Convolution, Draws, Linear, Normalization, Tape, Weights
+
+_ALIGNMENT = 64  # numbers: the vector of trained parameters is filled up to a multiple of it
+# What only moves elements, or is made of what is here: as in inference.
+_SHARED = frozenset(
+    ["AveragePool", "Cast", "Clip", "Concat", "DepthToSpace", "Expand", "Flatten", "GlobalAveragePool",
+     "GlobalMaxPool", "Identity", "LogSoftmax", "Max", "MaxPool", "Mean", "Min", "Pad", "Pow", "ReduceMax",
+     "ReduceMean", "ReduceMin", "ReduceSum", "Reshape", "Shape", "Size", "Slice", "Softmax", "SpaceToDepth", "Split",
+     "Squeeze", "Sum", "Tile", "Transpose", "Unsqueeze"]
+)  # fmt: skip
+BINARY = frozenset(["Add", "Sub", "Mul", "Div", "Max", "Min", "PRelu", "Where"])
+
+
+def _batch_norm(b: Recorder, layer: BatchNorm, params: Any, states: Any, x: Tensor, *, train: bool) -> Any:
+    """BatchNorm with the batch's own statistics."""
+    if layer.track and not active(layer.mode, train):
+        return None
+    if x.axis != 0 or x.shape[0] != 1:
+        raise b.refuse("BatchNorm whose batch is not the first axis")
+    b.check_float(x)
+    shape = (x.shape[1], prod(x.shape[2:]))
+    weight, bias = (b.weights(params[name]) for name in ("weight", "bias")) if layer.affine else (None, None)
+    running = None
+    if layer.track:
+        running = (b.statistic(states["running_mean"]), b.statistic(states["running_var"]))
+        if layer.counted:
+            b.counters.append(b.paths[id(states["num_batches_tracked"])])
+    number = (b.scratch_statistics(4 * shape[0]), b.sums)
+    b.sums += 2 * shape[0]
+    operand = b.reach(x, shape)
+    made = b.result(
+        BatchNormalization, [operand], shape, x, weight, bias, layer.epsilon, layer.momentum, running, number
+    )
+    return b.back(made, made.index.reshape(x.shape), x, x.axis), states
+
+
+def _dropout(b: Recorder, layer: Dropout, params: Any, states: Any, x: Tensor, *, train: bool) -> Any:
+    """Dropout with draws of the engine's own."""
+    if not layer.probability or not active(layer.mode, train):
+        return None
+    if layer.alpha:
+        raise b.refuse("alpha dropout in training")
+    b.check_float(x)
+    shared = prod(x.shape[2:]) if layer.channels else 1
+    operand = b.reach(x, (x.size,))
+    b.draws += 1
+    made = b.result(Draws, [operand], (x.size,), x, layer.probability, b.draws, shared)
+    return b.back(made, made.index.reshape(x.shape), x, x.axis), states
+
+
+class Recorder(Builder):
+    """Values are numpy arrays (known), tensors of samples, and tensors of parameters (their source is `vector`)."""
+
+    name: ClassVar[str] = "the fused engine in training"
+    overrides: ClassVar[Mapping[type[Layer], Override]] = {
+        BatchNorm: Override(_batch_norm, frozenset([TRAIN])),
+        Dropout: Override(_dropout, frozenset([TRAIN])),
+    }
+
+    def __init__(self, dtype: np.dtype[Any]):
+        super().__init__(dtype)
+        self.vector = Weights(0, dtype)
+        self.places: list[tuple[Path, tuple[int, ...], int]] = []
+        self.paths: dict[int, Path] = {}  # of states, by identity
+        self.running: list[tuple[Path, tuple[int, ...], int]] = []
+        self.counters: list[Path] = []
+        self.sums = self.draws = self.trained = 0
+        self._parts: list[np.ndarray] = []
+        self._statistics: list[np.ndarray] = []
+
+    # Parameters and states
+
+    def parameters(self, params: Tree) -> Tree:
+        """All parameters as tensors of the vector, in the order of the tree."""
+
+        def take(path: Path, array: np.ndarray) -> Any:
+            if not trees.is_float(array.dtype):
+                return array
+            if array.dtype != self.dtype:
+                raise InvalidModelError(
+                    f"{trees.name_of(path)} is {array.dtype.name}, the model's dtype is {self.dtype}"
+                )
+            self.places.append((path, array.shape, self.vector.size))
+            return self._appended(array)
+
+        made = trees.map_with_path(take, params)
+        self.trained = self.vector.size
+        self._appended(np.zeros(-self.trained % _ALIGNMENT))
+        return made
+
+    def _appended(self, array: np.ndarray) -> Tensor:
+        start = self.vector.size
+        self._parts.append(np.asarray(array, self.dtype).ravel())
+        self.vector.size += array.size
+        index = np.arange(start, start + array.size, dtype=np.int64).reshape(array.shape)
+        return Tensor(self.vector, index, self.dtype, None)
+
+    def values(self) -> np.ndarray:
+        return np.concatenate([np.zeros(0, self.dtype), *self._parts])
+
+    def weights(self, value: Value, what: str = "weights") -> Tensor:
+        """A value as a part of the vector; known numbers are appended to it."""
+        if isinstance(value, Tensor) and value.source is self.vector:
+            if value.access() is None:
+                raise self.refuse(f"{what} that are rearranged parameters")
+            return value
+        return self._appended(self.known(value, what))
+
+    def statistic(self, array: np.ndarray) -> int:
+        """Where a running statistic lies among the statistics."""
+        path = self.paths[id(array)]
+        for known, _, offset in self.running:
+            if known == path:
+                return offset
+        offset = self._kept(np.asarray(array, self.dtype).ravel())
+        self.running.append((path, array.shape, offset))
+        return offset
+
+    def scratch_statistics(self, count: int) -> int:
+        return self._kept(np.zeros(count, self.dtype))
+
+    def _kept(self, numbers: np.ndarray) -> int:
+        offset = sum(part.size for part in self._statistics)
+        self._statistics.append(np.concatenate([numbers, np.zeros(-numbers.size % 16, self.dtype)]))
+        return offset
+
+    def statistics(self) -> np.ndarray:
+        return np.concatenate([np.zeros(0, self.dtype), *self._statistics])
+
+    # Primitives
+
+    def call(self, op_type: str, inputs: Sequence[Value | None], attributes: dict[str, Any], outputs: int) -> Any:
+        given = {name: value for name, value in attributes.items() if value is not None}
+        if any(isinstance(i, NotMade) for i in inputs):
+            raise self.refuse(f"use of {op_type} on {next(i for i in inputs if isinstance(i, NotMade)).what}")
+        of_batch = op_type in ("ConstantOfShape", "Expand") and any(isinstance(i, Sizes) for i in inputs)
+        result: Any = None
+        if not any(isinstance(i, Tensor) for i in inputs) and not of_batch:
+            result = fold(op_type, list(inputs), given)
+        elif op_type in _TRAINING:
+            result = _TRAINING[op_type](self, *inputs, **given)
+        elif op_type in _SHARED:
+            result = OPERATORS[op_type](self, *inputs, **given)
+        elif op_type in BINARY or op_type in DERIVATIVES:
+            result = self.elementwise(op_type, inputs, given)
+        if result is None:
+            raise UnsupportedError(f"the fused engine does not train {op_type}")
+        results = result if isinstance(result, tuple) else (result,)
+        if op_type == "MaxPool":
+            results = (*results, NotMade("the indices of MaxPool"))
+        if outputs > len(results):
+            raise UnsupportedError(f"the fused engine makes {len(results)} outputs of {op_type}, not {outputs}")
+        return results[0] if outputs == 1 else results[:outputs]
+
+    def elementwise(
+        self, op_type: str, inputs: Sequence[Value], attributes: Mapping[str, Any], dtype: Any = None
+    ) -> Tensor:
+        reached = [
+            self.stored(i) if isinstance(i, Tensor) and i.source is not self.vector and i.access() is None else i
+            for i in inputs
+            if i is not None
+        ]
+        made = super().elementwise(op_type, reached, attributes, dtype)
+        step = self.steps[-1]
+        assert isinstance(step, Elementwise)
+        for i, t in enumerate(step.operands):
+            if t.access() is None:
+                if t.source is self.vector:
+                    raise self.refuse(f"{op_type} on rearranged parameters")
+                step.operands[i] = t.plain() if t.is_constant else self._before(step, t)
+        return made
+
+    def _before(self, step: Elementwise, tensor: Tensor) -> Tensor:
+        """A copy of an operand, made before the last step."""
+        self.steps.pop()
+        made = self.stored(tensor)
+        self.steps.append(step)
+        return made
+
+    def stored(self, tensor: Tensor) -> Tensor:
+        if tensor.source is self.vector:
+            raise self.refuse("rearranged parameters")
+        return super().stored(tensor)
+
+
+# Operators with parameters
+
+
+def _add(b: Recorder, x: Value, y: Value) -> Tensor:
+    """A sum; what is added to the result of a product becomes its bias."""
+    for left, right in ((x, y), (y, x)):
+        step = b.steps[-1] if b.steps else None
+        if not (isinstance(step, Linear) and step.bias is None and isinstance(left, Tensor)):
+            continue
+        own = left.source is step.output and left.is_whole() and left.shape[-1] == step.shape[1]
+        is_weight = isinstance(right, Tensor) and right.source is b.vector
+        if own and is_weight and right.shape in ((step.shape[1],), (1, step.shape[1])):
+            bias = right.reshaped((step.shape[1],))
+            if bias.access() is not None:
+                step.bias = bias
+                return left
+    return b.elementwise("Add", [x, y], {})
+
+
+def _linear(b: Recorder, x: Tensor, weight: Tensor) -> Tensor:
+    """x [..., in] · weight [out, in]ᵀ."""
+    b.check_float(x)
+    if x.axis == len(x.shape) - 1 or x.source is b.vector:
+        raise b.refuse("a product along the batch's axis, or of parameters alone")
+    rows = prod(x.shape[:-1])
+    operand = b.reach(x, (rows, x.shape[-1]))
+    made = b.result(Linear, [operand], (rows, weight.shape[0]), x, weight)
+    return b.back(made, made.index.reshape(*x.shape[:-1], weight.shape[0]), x, x.axis)
+
+
+def _matmul(b: Recorder, x: Tensor, y: Value) -> Tensor:
+    if isinstance(y, Tensor) and y.source is not b.vector:
+        raise b.refuse("MatMul of two values that depend on the input")
+    weight = b.weights(y)
+    if len(weight.shape) != 2:
+        raise b.refuse("MatMul with other parameters than a matrix")
+    return _linear(b, x, weight.moved(weight.index.T, None))
+
+
+def _gemm(
+    b: Recorder, x: Tensor, w: Value, c: Value | None = None, *, alpha: float = 1.0, beta: float = 1.0,
+    transA: int = 0, transB: int = 0,
+) -> Tensor:  # fmt: skip
+    if alpha != 1 or beta != 1 or transA:
+        raise b.refuse("Gemm with factors or a transposed input")
+    weight = b.weights(w)
+    product = _linear(b, x, weight if transB else weight.moved(weight.index.T, None))
+    return product if c is None else _add(b, product, b.weights(c))
+
+
+def _conv(
+    b: Recorder, x: Tensor, w: Value, bias: Value | None = None, *, kernel_shape: Any = None, strides: Any = None,
+    pads: Any = None, dilations: Any = None, group: int = 1, auto_pad: str = "NOTSET",
+) -> Tensor:  # fmt: skip
+    b.check_float(x)
+    if x.axis != 0 or x.shape[0] != 1:
+        raise b.refuse("Conv whose batch is not the first axis")
+    weight = b.weights(w)
+    offsets = None if bias is None else b.weights(bias)
+    image = x.reshaped(x.shape[1:])
+    window = Window.of(image.shape[1:], weight.shape[2:], strides, pads, dilations, auto_pad)
+    grown = padded(b, image, [(0, 0), *window.pads], 0.0)
+    operand = grown if grown.access() is not None else b.stored(grown)
+    shape = (weight.shape[0], *window.sizes)
+    made = b.result(
+        Convolution, [operand], shape, x, weight, offsets, tuple(window.strides), tuple(window.dilations), group
+    )
+    return b.back(made, made.index[None], x, x.axis)
+
+
+def _batch_normalization(
+    b: Recorder, x: Tensor, scale: Value, shift: Value, mean: Value, variance: Value, *, epsilon: float = 1e-5,
+    momentum: float = 0.9, training_mode: int = 0,
+) -> Tensor:  # fmt: skip
+    """With known statistics, that is of a layer that stays in evaluation mode."""
+    column = (-1,) + (1,) * (len(x.shape) - 2)
+    m, v = (
+        b.known(a, "BatchNormalization with statistics").astype(np.float64).reshape(column) for a in (mean, variance)
+    )
+    root = 1 / np.sqrt(v + epsilon)
+    y = b.elementwise("Mul", [b.elementwise("Sub", [x, m.astype(b.dtype)], {}), root.astype(b.dtype)], {})
+    s, t = (w.moved(w.index.reshape(column), None) for w in (b.weights(scale), b.weights(shift)))
+    return b.elementwise("Add", [b.elementwise("Mul", [y, s], {}), t], {})
+
+
+def _normalized(
+    b: Recorder, x: Tensor, groups: int, scale: Value | None, shift: Value | None, epsilon: float, centred: bool
+) -> Tensor:
+    """x normalised over consecutive elements, groups of equal size; scale and shift broadcast to x."""
+    b.check_float(x)
+    shape = (groups, x.size // groups)
+    found = []
+    for w in (scale, shift):
+        if w is None:
+            found.append(None)
+            continue
+        spread = broadcast(b.weights(w), x.shape).reshaped(shape)
+        if spread.access() is None:
+            raise b.refuse("normalisation with weights that vary inside of a group")
+        found.append(spread)
+    made = b.result(Normalization, [b.reach(x, shape)], shape, x, *found, epsilon, centred)
+    return b.back(made, made.index.reshape(x.shape), x, x.axis)
+
+
+def _layer_normalization(
+    b: Recorder, x: Tensor, scale: Value | None = None, shift: Value | None = None, *, axis: int = -1,
+    epsilon: float = 1e-5, stash_type: int = 1,
+) -> Tensor:  # fmt: skip
+    axis %= len(x.shape)
+    if x.axis is not None and x.axis >= axis:
+        raise b.refuse("LayerNormalization along the batch's axis")
+    return _normalized(b, x, prod(x.shape[:axis]), scale, shift, epsilon, True)
+
+
+def _rms_normalization(
+    b: Recorder, x: Tensor, scale: Value, *, axis: int = -1, epsilon: float = 1e-5, stash_type: int = 1
+) -> Tensor:
+    axis %= len(x.shape)
+    if x.axis is not None and x.axis >= axis:
+        raise b.refuse("RMSNormalization along the batch's axis")
+    return _normalized(b, x, prod(x.shape[:axis]), scale, None, epsilon, False)
+
+
+def _group_normalization(
+    b: Recorder, x: Tensor, scale: Value, shift: Value, *, num_groups: int, epsilon: float = 1e-5, stash_type: int = 1
+) -> Tensor:
+    if x.axis != 0:
+        raise b.refuse("GroupNormalization whose batch is not the first axis")
+    y = _normalized(b, x, x.shape[0] * num_groups, None, None, epsilon, True)
+    column = (-1,) + (1,) * (len(x.shape) - 2)
+    s, t = (w.moved(w.index.reshape(column), None) for w in (b.weights(scale), b.weights(shift)))
+    return b.elementwise("Add", [b.elementwise("Mul", [y, s], {}), t], {})
+
+
+def _stop_gradient(b: Recorder, x: Tensor) -> Tensor:
+    raise b.refuse("StopGradient")
+
+
+_TRAINING: dict[str, Any] = {
+    "Add": _add,
+    "MatMul": _matmul,
+    "Gemm": _gemm,
+    "Conv": _conv,
+    "BatchNormalization": _batch_normalization,
+    "LayerNormalization": _layer_normalization,
+    "RMSNormalization": _rms_normalization,
+    "GroupNormalization": _group_normalization,
+    "StopGradient": _stop_gradient,
+}
+
+
+# The whole model
+
+
+def tape_of(model: Model) -> Tape:
+    """A model in training mode as steps.
+
+    Raises UnsupportedError naming every layer that the engine does not train.
+    """
+    signature = model.require_signature()
+    kinds = [_kind(spec, True) for spec in signature.inputs]
+    return record(model.layer, model.params, model.states, kinds)
+
+
+def record(layer: Layer, params: Tree, states: Tree, kinds: Sequence[Kind]) -> Tape:
+    """The steps of a layer in training mode; `kinds` are those of its inputs with a batch of 1."""
+    params, states = (trees.map_leaves(np.asarray, tree) for tree in (params, states))
+    states = trees.map_leaves(lambda array: array.copy(), states)  # each has an identity of its own
+    dtype = _dtype(kinds, params, states)
+    for kind in kinds:
+        if kind.dtype != dtype:
+            raise UnsupportedError(f"the fused engine trains models with inputs of {dtype}, not {kind.dtype}")
+    inputs = [Buffer(prod(kind.shape), kind.dtype, i) for i, kind in enumerate(kinds)]
+    values = [whole(buffer, kind.shape, dtype, 0) for buffer, kind in zip(inputs, kinds, strict=True)]
+    b = Recorder(dtype)
+    b.paths = {id(array): path for path, array in trees.leaves(states)}
+    outputs = _execute(b, layer, b.parameters(params), states, values)
+    if len(outputs) != 1 or not isinstance(outputs[0], Tensor):
+        raise UnsupportedError(f"the fused engine trains models with one output, not {len(outputs)}")
+    output = outputs[0]
+    if output.axis != 0 or output.shape[0] != 1 or output.dtype != dtype:
+        raise UnsupportedError("the fused engine trains models whose output has the batch as its first axis")
+    if (
+        output.access((output.size,)) is None
+        or not isinstance(output.source, Buffer)
+        or output.source.input is not None
+    ):
+        output = Tensor(*_contiguous(b, output), output.dtype, 0)
+    tape = Tape(
+        dtype, inputs, output, b.steps, b.vector, b.trained, b.values(), b.places, b.statistics(), b.running, b.sums,
+        b.counters,
+    )  # fmt: skip
+    return fused(tape)
+
+
+def _contiguous(b: Recorder, t: Tensor) -> tuple[Buffer, np.ndarray]:
+    output = Buffer(t.size, b.dtype)
+    b.steps.append(Rearrange("output", [t], output, t.shape))
+    return output, np.arange(t.size, dtype=np.int64).reshape(t.shape)
+
+
+def _execute(b: Recorder, layer: Layer, params: Tree, states: Tree, inputs: list[Tensor]) -> list[Any]:
+    graph = graph_of(layer)
+    if graph is None:
+        y, _ = b.layer(layer, params, states, *inputs, train=True)
+        return list(y) if isinstance(y, tuple) else [y]
+    graph = graph.pruned()
+    if len(inputs) != len(graph.inputs):
+        raise InvalidModelError(f"{len(graph.inputs)} inputs are needed, not {len(inputs)}")
+    environment: dict[str | None, Any] = {None: None, **dict(zip(graph.inputs, inputs, strict=True))}
+    execute(graph.nodes, b, params, states, environment, train=True)
+    if b.unsupported:
+        raise UnsupportedError("the fused engine does not train these layers; train with JAX", b.unsupported)
+    outputs = [environment[name] for name in graph.outputs]
+    assert not any(is_missing(o) for o in outputs)
+    return outputs
