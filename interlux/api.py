@@ -146,7 +146,8 @@ def compile(model: Model, backend: str = "jax", device: str = "cpu", **options: 
         model: any model with a signature.
         backend: jax, onnxruntime or fused.
         device: cpu or cuda.
-        options: of the backend: `threads` of onnxruntime and fused, `target` of fused.
+        options: of the backend: `threads` of onnxruntime and fused; of fused also `target` (avx512, avx2, sse2, neon,
+            scalar) and `fallback="onnxruntime"`, which computes the layers that the engine does not take.
     """
     if backend == "jax":
         with needs("jax"):
@@ -158,8 +159,8 @@ def compile(model: Model, backend: str = "jax", device: str = "cpu", **options: 
         return OnnxRunner(model, device, **options)
     if backend == "fused":
         with needs("fused"):
-            from .runtime.fused.engine import FusedRunner
-        return FusedRunner(model, device, **options)
+            from .runtime.fused.engine import runner_of
+        return runner_of(model, device, **options)
     raise UnsupportedError(f"there is no backend {backend!r}; choose jax, onnxruntime or fused")
 
 

@@ -125,8 +125,7 @@ def blocks(language: str) -> list[str]:
 
 
 def test_the_tour_in_the_readme_runs(tmp_path: Path) -> None:
-    (tour,) = blocks("python")
-    code = "import warnings\nwarnings.simplefilter('error')\n" + tour
+    code = "\n".join(["import warnings", "warnings.simplefilter('error')", *blocks("python")])
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,

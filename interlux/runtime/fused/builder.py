@@ -222,6 +222,11 @@ class _Missing:
 _MISSING: Any = _Missing()
 
 
+def missing() -> Any:
+    """In place of a value of which nothing is known."""
+    return _MISSING
+
+
 def is_missing(value: Any) -> bool:
     return value is _MISSING
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 
 import numpy as np
 
 from ...ir.errors import UnsupportedError
 from ...ir.foreign import Kind
+from ...ir.graph import graph_of
 from ...ir.layer import Layer
 from ...ir.model import Model
 from ...ir.trees import Tree
@@ -20,6 +22,7 @@ from .llvm import assemble
 from .passes import optimised
 from .program import program_of, record
 from .saved import Built, key_of_layer, loaded, saved
+from .split import split
 from .steps import Program
 from .target import Target
 
@@ -83,6 +86,75 @@ class FusedRunner(Runner):
         if not self._batched:
             return tuple(y[0] for y in self.entry.call(*(np.ascontiguousarray(a)[None] for a in arrays)))
         return tuple(self.entry.call(*arrays))
+
+
+class SplitRunner(Runner):
+    """A model of which the fused engine takes a part and onnxruntime the rest.
+
+    Arguments:
+        model, device, threads, target: as for `FusedRunner`.
+
+    `parts` says what is computed where, in order; `notes` says it in words.
+    """
+
+    backend = "fused"
+
+    def __init__(self, model: Model, device: str = "cpu", threads: int | None = None, target: str | None = None):
+        from ..onnx import OnnxRunner
+
+        super().__init__(model, device)
+        self.parts = split(model)
+        self._runners = [
+            FusedRunner(part.model, device, threads, target)
+            if part.backend == "fused"
+            else OnnxRunner(part.model, device, threads or 0)
+            for part in self.parts
+        ]
+        graph = graph_of(model.layer)
+        whole = len(self.parts) == 1 or graph is None
+        self._inputs = [s.name for s in self.signature.inputs] if whole or graph is None else graph.inputs
+        self._outputs = [s.name for s in self.signature.outputs] if whole or graph is None else graph.outputs
+        others = [part for part in self.parts if part.backend != "fused"]
+        count, total = (sum(len(part.layers) for part in parts) for parts in (others, self.parts))
+        reasons = "; ".join(reason for part in others for reason in part.reasons)
+        self.notes = (f"onnxruntime computes {count} of {total} layers; the fused engine does not take {reasons}",)
+
+    def run(self, arrays: list[np.ndarray]) -> tuple[np.ndarray, ...]:
+        values = dict(zip(self._inputs, arrays, strict=True))
+        for part, runner in zip(self.parts, self._runners, strict=True):
+            signature = part.model.require_signature()
+            made = runner.run([values[spec.name] for spec in signature.inputs])
+            values.update(zip((spec.name for spec in signature.outputs), made, strict=True))
+        return tuple(values[name] for name in self._outputs)
+
+
+def runner_of(
+    model: Model,
+    device: str = "cpu",
+    threads: int | None = None,
+    target: str | None = None,
+    fallback: str | None = None,
+) -> FusedRunner | SplitRunner:
+    """What `ix.compile(model, backend="fused")` returns.
+
+    Arguments:
+        model, device, threads, target: see `FusedRunner`.
+        fallback: None, or onnxruntime for the layers that the engine does not take. Then a warning names them, and the
+            runner's `parts` and `notes` say what is computed where.
+
+    Raises UnsupportedError naming every layer that is not taken, without a fallback.
+    """
+    if fallback not in (None, "onnxruntime"):
+        raise UnsupportedError(f"there is no fallback {fallback!r}; choose onnxruntime or None")
+    try:
+        return FusedRunner(model, device, threads, target)
+    except UnsupportedError:
+        if fallback is None or device != "cpu":
+            raise
+        target_named(target)  # what is wrong with it is not the model's fault
+    runner = SplitRunner(model, device, threads, target)
+    warnings.warn(runner.notes[0], stacklevel=3)
+    return runner
 
 
 def _shaped(native: Native, model: Model) -> Native:

@@ -28,11 +28,11 @@ def program_of(model: Model) -> Program:
     """
     signature = model.require_signature()
     batched = any(not isinstance((spec.shape or (None,))[0], int) for spec in signature.inputs if spec.shape != ())
-    kinds = [_kind(spec, batched) for spec in signature.inputs]
+    kinds = [kind_of(spec, batched) for spec in signature.inputs]
     return record(model.layer, model.params, model.states, kinds, batched)
 
 
-def _kind(spec: TensorSpec, batched: bool) -> Kind:
+def kind_of(spec: TensorSpec, batched: bool) -> Kind:
     """Shape and dtype of one sample of an input, in a model without a batch of the whole input."""
     if spec.container or spec.shape is None:
         raise UnsupportedError(f"the fused engine takes arrays of known rank; input {spec} is none")
@@ -54,7 +54,7 @@ def record(layer: Layer, params: Tree, states: Tree, kinds: Sequence[Kind], batc
         kinds: of its inputs; with a batch the first size is 1.
     """
     params, states = (trees.map_leaves(np.asarray, tree) for tree in (params, states))
-    dtype = _dtype(kinds, params, states)
+    dtype = dtype_of(kinds, params, states)
     inputs = []
     for number, kind in enumerate(kinds):
         if kind.dtype != dtype and kind.dtype not in (np.int32, np.int64):
@@ -72,7 +72,7 @@ def record(layer: Layer, params: Tree, states: Tree, kinds: Sequence[Kind], batc
     )
 
 
-def _dtype(kinds: Sequence[Kind], params: Tree, states: Tree) -> np.dtype[Any]:
+def dtype_of(kinds: Sequence[Kind], params: Tree, states: Tree) -> np.dtype[Any]:
     """The one floating-point dtype of inputs and parameters."""
     found = {k.dtype.name for k in kinds if k.dtype.kind not in "iub"}
     found |= {a.dtype.name for _, a in trees.leaves(params) if trees.is_float(a.dtype)}
