@@ -135,6 +135,8 @@ class _Layout:
         if plan.inputs:
             needed[tape.inputs[0]] = Buffer(tape.inputs[0].size, tape.dtype)
         for step in tape.steps:
+            if step.output in tape.stopped:
+                continue
             weights = [getattr(step, "weight", None), getattr(step, "bias", None), *step.operands]
             trained = any(
                 isinstance(t, Tensor) and isinstance(t.source, Weights) and t.index.min() < tape.trained for t in weights

@@ -22,7 +22,7 @@ from ..builder import Builder, NotMade, Value, is_missing, reshape
 from ..derivatives import DERIVATIVES
 from ..folding import Sizes, fold
 from ..operators import OPERATORS, padded
-from ..program import _dtype, _kind
+from ..program import dtype_of, kind_of
 from ..steps import Elementwise, Rearrange
 from ..tensors import Buffer, Tensor, broadcast, constant, whole
 from .fusion import fused
@@ -31,12 +31,15 @@ from .steps import BatchNormalization, Convolution, Draws, Linear, Normalization
 _ALIGNMENT = 64  # numbers: the vector of trained parameters is filled up to a multiple of it
 # What only moves elements, or is made of what is here: as in inference.
 _SHARED = frozenset(
-    ["AveragePool", "Cast", "Clip", "Concat", "DepthToSpace", "Expand", "Flatten", "GlobalAveragePool",
+    ["ArgMax", "AveragePool", "Cast", "Clip", "DepthToSpace", "Expand", "Flatten", "GatherElements", "GlobalAveragePool",
      "GlobalMaxPool", "Identity", "LogSoftmax", "Max", "MaxPool", "Mean", "Min", "Pad", "Pow", "ReduceMax",
      "ReduceMean", "ReduceMin", "ReduceSum", "Reshape", "Shape", "Size", "Slice", "Softmax", "SpaceToDepth", "Split",
      "Squeeze", "Sum", "Tile", "Transpose", "Unsqueeze"]
 )  # fmt: skip
 BINARY = frozenset(["Add", "Sub", "Mul", "Div", "Max", "Min", "PRelu", "Where"])
+FLAT = frozenset(  # their derivative is 0 or they have none
+    ["And", "Equal", "Greater", "GreaterOrEqual", "IsNaN", "Less", "LessOrEqual", "Not", "Or", "Xor"]
+)
 
 
 def _batch_norm(b: Recorder, layer: BatchNorm, params: Any, states: Any, x: Tensor, *, train: bool) -> Any:
@@ -92,6 +95,7 @@ class Recorder(Builder):
         self.paths: dict[int, Path] = {}  # of states, by identity
         self.running: list[tuple[Path, tuple[int, ...], int]] = []
         self.counters: list[Path] = []
+        self.stopped: set[Buffer] = set()  # through which no gradient goes
         self.sums = self.draws = self.trained = 0
         self._parts: list[np.ndarray] = []
         self._statistics: list[np.ndarray] = []
@@ -159,7 +163,7 @@ class Recorder(Builder):
 
     def call(self, op_type: str, inputs: Sequence[Value | None], attributes: dict[str, Any], outputs: int) -> Any:
         given = {name: value for name, value in attributes.items() if value is not None}
-        if any(isinstance(i, NotMade) for i in inputs):
+        if op_type != "GatherElements" and any(isinstance(i, NotMade) for i in inputs):
             raise self.refuse(f"use of {op_type} on {next(i for i in inputs if isinstance(i, NotMade)).what}")
         of_batch = op_type in ("ConstantOfShape", "Expand") and any(isinstance(i, Sizes) for i in inputs)
         result: Any = None
@@ -169,7 +173,7 @@ class Recorder(Builder):
             result = _TRAINING[op_type](self, *inputs, **given)
         elif op_type in _SHARED:
             result = OPERATORS[op_type](self, *inputs, **given)
-        elif op_type in BINARY or op_type in DERIVATIVES:
+        elif op_type in BINARY or op_type in FLAT or op_type in DERIVATIVES:
             result = self.elementwise(op_type, inputs, given)
         if result is None:
             raise UnsupportedError(f"the fused engine does not train {op_type}")
@@ -191,6 +195,8 @@ class Recorder(Builder):
         made = super().elementwise(op_type, reached, attributes, dtype)
         step = self.steps[-1]
         assert isinstance(step, Elementwise)
+        if op_type in FLAT:
+            self.stopped.add(step.output)
         for i, t in enumerate(step.operands):
             if t.access() is None:
                 if t.source is self.vector:
@@ -346,7 +352,20 @@ def _group_normalization(
 
 
 def _stop_gradient(b: Recorder, x: Tensor) -> Tensor:
-    raise b.refuse("StopGradient")
+    made = b.stored(x)
+    assert isinstance(made.source, Buffer)
+    b.stopped.add(made.source)
+    return made
+
+
+def _concat(b: Recorder, *inputs: Value, axis: int) -> Tensor:
+    """Of parameters alone, another arrangement of them."""
+    if all(isinstance(i, Tensor) and i.source is b.vector for i in inputs):
+        first: Any = inputs[0]
+        return first.moved(np.concatenate([i.index for i in inputs if isinstance(i, Tensor)], axis), None)
+    if not any(isinstance(i, Tensor) and i.axis is not None for i in inputs):
+        raise b.refuse("Concat of parameters and other numbers")
+    return OPERATORS["Concat"](b, *inputs, axis=axis)
 
 
 _TRAINING: dict[str, Any] = {
@@ -359,6 +378,7 @@ _TRAINING: dict[str, Any] = {
     "RMSNormalization": _rms_normalization,
     "GroupNormalization": _group_normalization,
     "StopGradient": _stop_gradient,
+    "Concat": _concat,
 }
 
 
@@ -371,7 +391,7 @@ def tape_of(model: Model) -> Tape:
     Raises UnsupportedError naming every layer that the engine does not train.
     """
     signature = model.require_signature()
-    kinds = [_kind(spec, True) for spec in signature.inputs]
+    kinds = [kind_of(spec, True) for spec in signature.inputs]
     return record(model.layer, model.params, model.states, kinds)
 
 
@@ -379,7 +399,7 @@ def record(layer: Layer, params: Tree, states: Tree, kinds: Sequence[Kind]) -> T
     """The steps of a layer in training mode; `kinds` are those of its inputs with a batch of 1."""
     params, states = (trees.map_leaves(np.asarray, tree) for tree in (params, states))
     states = trees.map_leaves(lambda array: array.copy(), states)  # each has an identity of its own
-    dtype = _dtype(kinds, params, states)
+    dtype = dtype_of(kinds, params, states)
     for kind in kinds:
         if kind.dtype != dtype:
             raise UnsupportedError(f"the fused engine trains models with inputs of {dtype}, not {kind.dtype}")
@@ -401,7 +421,7 @@ def record(layer: Layer, params: Tree, states: Tree, kinds: Sequence[Kind]) -> T
         output = Tensor(*_contiguous(b, output), output.dtype, 0)
     tape = Tape(
         dtype, inputs, output, b.steps, b.vector, b.trained, b.values(), b.places, b.statistics(), b.running, b.sums,
-        b.counters,
+        b.counters, b.stopped,
     )  # fmt: skip
     return fused(tape)
 

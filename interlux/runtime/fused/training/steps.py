@@ -113,6 +113,7 @@ class Tape:
         statistics: initial contents of the batch statistics, and (path, shape, offset) of the running ones.
         sums: how many numbers are summed over the batch beside the loss.
         counters: paths of states that count batches.
+        stopped: buffers through which no gradient goes.
     """
 
     dtype: np.dtype[Any]
@@ -127,3 +128,4 @@ class Tape:
     running: list[tuple[tuple[str, ...], tuple[int, ...], int]] = field(default_factory=list)
     sums: int = 0
     counters: list[tuple[str, ...]] = field(default_factory=list)
+    stopped: set[Buffer] = field(default_factory=set)
