@@ -306,6 +306,46 @@ def test_c_source_with_typed_access_and_without_optimisation(tmp_path):
 
 
 @needs_cc
+@pytest.mark.parametrize("name", ["functions", "functions64", "several", "tokens", "lenet"])
+def test_c_source_has_no_undefined_behaviour(name, tmp_path):
+    assert CC is not None
+    options = ["-fsanitize=undefined,address", "-fno-sanitize-recover=all"]
+    (tmp_path / "empty.c").write_text("int main(void) { return 0; }")
+    probe = subprocess.run([CC, *options, "empty.c"], cwd=tmp_path, capture_output=True, check=False)
+    if probe.returncode:
+        pytest.skip("the C compiler has no sanitizers")
+    ix.to_c(made(name)[0], tmp_path / "net", source=True)
+    program = cc(tmp_path, *options, tmp_path / "net" / "main.c", tmp_path / "net" / "net.c")
+    command, environment = [str(program), "5"], {"ASAN_OPTIONS": "detect_leaks=0"}  # finding leaks takes ptrace
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0 and not done.stderr, done.stderr[:3000]
+
+
+@needs_cc
+@pytest.mark.parametrize("kind", ["int32", "int64"])
+def test_row_numbers(kind, tmp_path):
+    """Negative numbers count from the end; those that are no row give NaN."""
+    layer = ix.layers.Embedding(5, 3)
+    params, states = ix.setup(layer, 0)
+    model = ix.Model.from_layer(layer, params, states, {"x": (kind, ("batch", 4))})
+    rows = np.array([[0, 4, -1, -5], [5, -6, 2**31 - 1, -(2**31)]], kind)
+    folder = tmp_path / "net"
+    for source in (False, True):
+        ix.to_c(model, folder, source=source)
+        assert f"const {kind}_t *x" in (folder / "net.h").read_text()
+        if source:
+            assert CC is not None
+            subprocess.run([CC, *STRICT, "-shared", "-fPIC", "-o", "libc99.so", "net.c", "-lm"], cwd=folder, check=True)
+        (expected,) = ix.compile(model, backend="fused", target="scalar" if source else None)(rows)
+        y = np.zeros_like(expected)
+        assert call(load(folder, "c99" if source else "net"), "net", [rows], [y], 2) == 0
+        np.testing.assert_array_equal(y, expected)
+        assert np.isnan(y[1]).all() and not np.isnan(y[0]).any()
+        if source:
+            (folder / "libc99.so").unlink()
+
+
+@needs_cc
 def test_c_source_refuses_fast_math(tmp_path):
     ix.to_c(made("mlp")[0], tmp_path / "net", source=True)
     assert CC is not None

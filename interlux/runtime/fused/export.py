@@ -5,9 +5,9 @@
     to_c(model, "lenet", source=True)           lenet.c in place of lenet.o and liblenet.so
 
 The object is the code that `ix.compile(model, backend="fused", target=…)` runs, with the weights as constants inside:
-its results are the same, bit for bit. It allocates nothing, opens nothing, writes no globals, and needs memcpy alone, and
-libm where the processor lacks an instruction. The C source is the scalar target's code; what it
-computes differs from the vectorised code in the order of sums, and by what a C compiler makes of it.
+its results are the same, bit for bit. It allocates nothing, opens nothing and writes no globals; it needs memcpy, and
+libm where the processor lacks an instruction. The C source is the scalar target's code; what it computes differs from
+the vectorised code in the order of sums, in fused multiplications, and by what a C compiler makes of it.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ def _interface(model: Model, program: Program, code: Code, name: str, target: Ta
         stack=STACK,
         grain=code.grain,
         target="c99" if source else target.name,
-        processor="any" if source else (target.cpu or "generic"),
+        processor="any" if source else _harmless(target.cpu or "generic"),
         version=_version(source, target),
         weights=int(code.parameters.size),
     )
@@ -178,7 +178,12 @@ def _version(source: bool, target: Target) -> str:
         own = "(not installed)"
     llvm = ".".join(map(str, binding().llvm_version_info))
     text = "C99" if source else f"{target.name} ({target.cpu or 'generic'}), LLVM {llvm}"
-    return re.sub(r"[^A-Za-z0-9 .,()+-]", "_", f"interlux {own}, {text}")
+    return _harmless(f"interlux {own}, {text}")
+
+
+def _harmless(text: str) -> str:
+    """As comments and texts in C may hold it."""
+    return re.sub(r"[^A-Za-z0-9_ .,()+-]", "_", text)
 
 
 # Files

@@ -147,12 +147,11 @@ def example(described: Interface) -> str:
     for name, p in zip(names, d.ports, strict=True):
         lines.append(f"    {name} = calloc({size}{d.size(p)} + 1, sizeof *{name});")
     if not d.on_stack:
-        lines += [
-            f"    room = malloc({m}_ARENA_BYTES + {m}_ARENA_ALIGNMENT);",
-            f"    arena = room + ({m}_ARENA_ALIGNMENT - (uintptr_t)room % {m}_ARENA_ALIGNMENT) % {m}_ARENA_ALIGNMENT;",
-        ]
+        lines.append(f"    room = malloc({m}_ARENA_BYTES + {m}_ARENA_ALIGNMENT);")
     allocated = [*names, *([] if d.on_stack else ["room"])]
     lines += _failing(" || ".join(f"{name} == NULL" for name in allocated), '"out of memory\\n"')
+    if not d.on_stack:
+        lines.append(f"    arena = room + ({m}_ARENA_ALIGNMENT - (uintptr_t)room % {m}_ARENA_ALIGNMENT);")
     for n, p in enumerate(d.inputs):
         lines += [f"    for (i = 0; i < {size}{d.size(p)}; i++) {{", f"        input{n}[i] = {_number(p)};", "    }"]
     given = [*names, *(["batch"] if batched else []), *([] if d.on_stack else ["arena"])]
@@ -160,6 +159,8 @@ def example(described: Interface) -> str:
     lines += [f"    status = {d.name}_{function}({', '.join(given)});"]
     lines += _failing(f"status != {m}_OK", f'"{d.name}_{function} returned %d\\n", status')
     for n, p in enumerate(d.outputs):
+        if p.size == 0:
+            continue
         digits = 9 if p.dtype == "float32" else 17  # enough to tell all numbers apart
         lines += [
             f"    for (i = 0; i < {size}{d.size(p)}; i++) {{",
