@@ -9,6 +9,7 @@ from math import prod
 import numpy as np
 
 from .steps import (
+    LIGHT,
     Conv,
     Dense,
     Elementwise,
@@ -27,41 +28,6 @@ from .steps import (
 from .tensors import Buffer, Tensor, whole
 
 _CARRIERS = (Dense, Conv, MatMul, Normalize, Softmax, Reduce, Pool, Elementwise)  # steps that can have an epilogue
-_LIGHT = frozenset(
-    [
-        "Abs",
-        "Add",
-        "And",
-        "Constant",
-        "Div",
-        "Equal",
-        "Greater",
-        "GreaterOrEqual",
-        "HardSigmoid",
-        "HardSwish",
-        "HardTanh",
-        "Identity",
-        "LeakyRelu",
-        "Less",
-        "LessOrEqual",
-        "Max",
-        "Min",
-        "Mul",
-        "Neg",
-        "Not",
-        "Or",
-        "PRelu",
-        "Reciprocal",
-        "Relu",
-        "Rsqrt",
-        "ScaleShift",
-        "Sqrt",
-        "Sub",
-        "ThresholdedRelu",
-        "Where",
-        "Xor",
-    ]
-)
 
 
 def optimised(program: Program) -> Program:
@@ -146,7 +112,7 @@ def _absorbed(producer: Step, step: Elementwise, positions: list[int]) -> Step |
         folded = _scaled(producer, step, expression)
         if folded is not None:
             return folded
-    if any(c.op not in _LIGHT for c in expression.code):
+    if any(c.op not in LIGHT for c in expression.code):
         return None  # long code, written out for every register of a kernel, would take long to compile
     others = [t.reshaped(producer.shape).plain() for t in expression.operands[1:]]
     if any(t.access() is None for t in others):

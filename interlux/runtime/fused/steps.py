@@ -12,6 +12,15 @@ from .tensors import Buffer, Shape, Tensor
 
 Ints = tuple[int, ...]
 
+# Scalar operations of one or a few instructions, and those of up to about thirty
+LIGHT = frozenset(
+    (
+        "Abs Add And Constant Div Equal Greater GreaterOrEqual HardSigmoid HardSwish HardTanh Identity LeakyRelu Less "
+        "LessOrEqual Max Min Mul Neg Not Or PRelu Reciprocal Relu Rsqrt ScaleShift Sqrt Sub ThresholdedRelu Where Xor"
+    ).split()
+)
+SHORT = frozenset(("Elu", "Exp", "Expm1", "Sigmoid", "Tanh"))
+
 
 @dataclass(frozen=True)
 class Instruction:

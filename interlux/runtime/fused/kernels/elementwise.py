@@ -9,9 +9,9 @@ import numpy as np
 
 from ..activations import ACTIVATIONS
 from ..llvm import Function, Index, Value
-from ..steps import Elementwise, Expression, Instruction
+from ..steps import LIGHT, SHORT, Elementwise, Expression, Instruction
 from ..tensors import Access, Shape, Tensor
-from .schedule import Schedule, access_of, coalesced
+from .schedule import Blocks, Schedule, access_of, coalesced
 
 # Booleans are 0.0 and 1.0.
 
@@ -143,6 +143,11 @@ def apply(
         operands: whose elements are read where `sources` say.
     """
     f = s.f
+    together = _together(s, code)
+    if not s.by_sample and shape and s.blocks == 1 and min(together, shape[-1]) > 1 and target.strides[-1] == 1:
+        if all(a.strides[-1] == 1 and not t.is_constant for t, a in zip(operands, sources, strict=True)):
+            _several(s, code, shape, output, target, operands, sources, together)
+            return
     if not (s.by_sample and s.width > 1 and shape and target.strides[-1] == 1):
         with s.nest(shape) as at:
             values = [s.read(t, a, at) for t, a in zip(operands, sources, strict=True)]
@@ -156,15 +161,46 @@ def apply(
         f.store(result, s.at(output.source, s.index(target, at)), count=count)
 
     size = shape[-1]
+    while together > 1 and size % (s.width * together):
+        together //= 2
     with s.nest(shape[:-1]) as outer:
         whole = size // s.width * s.width
         if whole:
-            with f.loop(0, whole, s.width) as i:
-                piece([*outer, i], s.width, None)
+            with f.loop(0, whole, s.width * together) as i:
+                piece([*outer, i], s.width * together, None)
         if size - whole == 1:
             piece([*outer, whole], 1, None)
         elif size - whole:
             piece([*outer, whole], s.width, size - whole)
+
+
+def _together(s: Schedule, code: Sequence[Instruction]) -> int:
+    """How many vectors long code is executed on in turn, as one long vector: its instructions wait for each other."""
+    if s.target.registers < 32 or all(c.op in LIGHT for c in code):
+        return 1
+    return 4 if all(c.op in LIGHT or c.op in SHORT for c in code) and s.element.bits == 32 else 2
+
+
+def _several(
+    s: Schedule,
+    code: Sequence[Instruction],
+    shape: Shape,
+    output: Tensor,
+    target: Access,
+    operands: Sequence[Tensor],
+    sources: Sequence[Access],
+    together: int,
+) -> None:
+    """Samples in the lanes: `apply` on neighbouring features as one long vector."""
+    f = s.f
+    while together > shape[-1]:
+        together //= 2
+    blocks = Blocks(shape[-1], together, -(-shape[-1] // together))
+    lanes, align = s.lanes * together, s.lanes * s.element.bytes
+    with s.nest(shape[:-1]) as outer, f.loop(0, blocks.count) as i:
+        at = [*outer, blocks.first(f, i)]
+        values = [f.load(s.at(t.source, s.index(a, at)), lanes, align) for t, a in zip(operands, sources, strict=True)]
+        f.store(f.splat(evaluate(s, code, values, lanes), lanes), s.at(output.source, s.index(target, at)), align)
 
 
 def _contiguous(shape: Shape) -> Access:
