@@ -139,7 +139,8 @@ class _Layout:
                 continue
             weights = [getattr(step, "weight", None), getattr(step, "bias", None), *step.operands]
             trained = any(
-                isinstance(t, Tensor) and isinstance(t.source, Weights) and t.index.min() < tape.trained for t in weights
+                isinstance(t, Tensor) and isinstance(t.source, Weights) and t.index.min() < tape.trained
+                for t in weights
             )
             if trained or any(t.source in needed for t in step.operands if not isinstance(t.source, Constant)):
                 needed.setdefault(step.output, Buffer(step.output.size, tape.dtype))

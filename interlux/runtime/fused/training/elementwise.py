@@ -8,8 +8,7 @@ import numpy as np
 
 from ....ir.errors import UnsupportedError
 from ..derivatives import DERIVATIVES
-from ..kernels.elementwise import FUNCTIONS
-from ..kernels.elementwise import elementwise as _elementwise
+from ..kernels.elementwise import FUNCTIONS, evaluate
 from ..kernels.rearranging import _box
 from ..kernels.rearranging import rearrange as _rearrange
 from ..kernels.schedule import access_of, coalesced
@@ -21,8 +20,25 @@ from .steps import Weights
 
 
 def elementwise(s: TrainingSchedule, step: Elementwise) -> None:
-    with s.groups():
-        _elementwise(s, step)
+    """An expression for each element, of several vectors of samples at a time as one long vector."""
+    f = s.f
+    whole = Tensor(step.output, np.arange(step.size, dtype=np.int64).reshape(step.shape), step.output.dtype)
+    shape, accesses = coalesced(step.shape, [access_of(x) for x in (whole, *step.operands)])
+    together = min(s.vectors, 2)
+    lanes = together * s.lanes
+
+    def read(t: Tensor, access: Access, at: Sequence[Index]) -> Value:
+        pointer = s.at(t.source, s.index(access, at))
+        if isinstance(t.source, Constant | Weights):
+            return f.broadcast(pointer, lanes)
+        return f.load(pointer, lanes, s.alignment)
+
+    with s.nest(shape) as at, f.loop(0, s.tile, lanes) as group:
+        s.group = group
+        values = [read(t, a, at) for t, a in zip(step.operands, accesses[1:], strict=True)]
+        result = f.splat(evaluate(s, step.code, values, lanes), lanes)
+        f.store(result, s.at(step.output, s.index(accesses[0], at)), s.alignment)
+    s.group = 0
 
 
 def elementwise_backward(s: TrainingSchedule, g: Gradients, step: Elementwise) -> None:

@@ -18,13 +18,13 @@ from ....ir.layers import BatchNorm, Dropout
 from ....ir.model import Model
 from ....ir.trees import Path, Tree
 from ....ir.windows import Window
-from ..builder import Builder, NotMade, Value, is_missing, reshape
+from ..builder import Builder, NotMade, Value, is_missing
 from ..derivatives import DERIVATIVES
 from ..folding import Sizes, fold
 from ..operators import OPERATORS, padded
 from ..program import dtype_of, kind_of
 from ..steps import Elementwise, Rearrange
-from ..tensors import Buffer, Tensor, broadcast, constant, whole
+from ..tensors import Buffer, Tensor, broadcast, whole
 from .fusion import fused
 from .steps import BatchNormalization, Convolution, Draws, Linear, Normalization, Tape, Weights
 

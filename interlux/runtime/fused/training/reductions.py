@@ -130,10 +130,7 @@ def softmax_backward(s: TrainingSchedule, g: Gradients, step: Softmax) -> None:
             total.set(total.get() + gradient if step.log else f.fma(gradient, y, total.get()))
         with f.loop(0, count) as i:
             gradient, y = _pair(s, g, step, f.add(start, i))
-            if step.log:
-                value = gradient - FUNCTIONS["Exp"](f, y) * total.get()
-            else:
-                value = y * (gradient - total.get())
+            value = gradient - FUNCTIONS["Exp"](f, y) * total.get() if step.log else y * (gradient - total.get())
             sink.put(value * step.scale if step.scale != 1.0 else value, s.index(access, [row, i]))
 
 

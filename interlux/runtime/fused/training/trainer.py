@@ -186,7 +186,7 @@ class FusedTrainer(_Function):
         per_epoch = -(-samples // size)
         count = per_epoch * (1 if epochs is None else epochs) if steps is None else steps
         index, schedule = _schedule(samples, size, count, shuffle)
-        if self._tape.sums and samples % size == 1 and count >= per_epoch or size == 1 and self._needs_two():
+        if (self._tape.sums and samples % size == 1 and count >= per_epoch) or (size == 1 and self._needs_two()):
             if self._needs_two():
                 raise InvalidModelError("BatchNorm in training needs more than one value per channel in each batch")
         compiled = self._function(labels, size, optimizer=self.optimizer)
@@ -290,9 +290,7 @@ _OPTIMIZER: Sequence[str] = ("momentum", "dampening", "nesterov", "betas", "eps"
 class FusedGradient(_Function):
     """Gradients of a model by its parameters and its first input, as a native function. Made by `fused_gradient`."""
 
-    def value_and_grad(
-        self, x: Any, y: Any, params: np.ndarray | None = None
-    ) -> tuple[float, np.ndarray, np.ndarray]:
+    def value_and_grad(self, x: Any, y: Any, params: np.ndarray | None = None) -> tuple[float, np.ndarray, np.ndarray]:
         """The loss and its gradients.
 
         Arguments:
@@ -325,9 +323,7 @@ class FusedGradient(_Function):
         """A vector of parameters or their gradients as a tree under the model's names; views."""
         return self._tree(flat)
 
-    def _computed(
-        self, x: Any, y: Any, params: np.ndarray | None
-    ) -> tuple[float, np.ndarray, np.ndarray, np.ndarray]:
+    def _computed(self, x: Any, y: Any, params: np.ndarray | None) -> tuple[float, np.ndarray, np.ndarray, np.ndarray]:
         arrays = self._arrays(x)
         samples = len(arrays[0])
         targets, labels = self._targets(y, samples)
@@ -378,4 +374,6 @@ def fused_gradient(
     unknown = [name for name in options if name not in ("reduction", "delta", "logits", "label_smoothing")]
     if unknown:
         raise InvalidModelError(f"a fused gradient has no option {unknown[0]!r}")
-    return FusedGradient(model, replace(loss, **options) if isinstance(loss, Loss) else Loss(loss, **options), threads, target)
+    return FusedGradient(
+        model, replace(loss, **options) if isinstance(loss, Loss) else Loss(loss, **options), threads, target
+    )
