@@ -31,7 +31,7 @@ from .draws import draws, draws_backward, mixed
 from .elementwise import elementwise, elementwise_backward, rearrange, rearrange_backward
 from .losses import Loss, loss
 from .optimizers import Optimizer, update
-from .products import linear, linear_backward
+from .products import lane_sums, linear, linear_backward
 from .reductions import (
     normalize,
     normalize_backward,
@@ -71,6 +71,7 @@ class Plan:
         vectors: of samples in a tile.
         inputs: whether the gradient of the first input is wanted.
         output: whether the model's output is wanted.
+        by_lane: whether gradients have a number for each lane until a chunk is done: for small networks.
     """
 
     tape: Tape
@@ -80,6 +81,11 @@ class Plan:
     vectors: int
     inputs: bool = False
     output: bool = False
+    by_lane: bool = False
+
+    def stride(self, lanes: int) -> int:
+        """Numbers between the gradients of two chunks."""
+        return self.count * (1 + lanes if self.by_lane else 1)
 
     @property
     def count(self) -> int:
@@ -123,7 +129,9 @@ class _Layout:
         size = 1 if plan.labels else tape.output.size
         self.target = Buffer(size, tape.dtype)
         self.gradients = self._needed(plan)
-        for buffer in (*values, self.weight, self.target, *self.gradients.values()):
+        inner = [s.operands[0].shape[1] for s in tape.steps if isinstance(s, Linear) and s.shape[1] >= 8]
+        self.transposed = Buffer(-(-max(inner, default=0) // _VECTOR) * _VECTOR, tape.dtype)
+        for buffer in (*values, self.weight, self.transposed, self.target, *self.gradients.values()):
             self.places[buffer] = self.size
             self.size += buffer.size
 
@@ -160,16 +168,17 @@ def generate(plan: Plan, target: Target) -> Code:
     layout = _Layout(plan)
     phases, between = _phases(plan, layout)
     tile = plan.vectors * target.lanes(plan.tape.dtype)
+    lane = plan.count if plan.by_lane else 0
     for number, actions in enumerate(phases):
         f = module.function(f"tile{number}", _ARGUMENTS, internal=True, inline=False)
-        s = TrainingSchedule(f, target, plan.tape, tile, parameters, layout.places)
+        s = TrainingSchedule(f, target, plan.tape, tile, parameters, layout.places, lane, layout.transposed)
         for action in actions:
             action(s)
         f.ret()
     size = -(-layout.size * tile * type_of(plan.tape.dtype).bytes // 64) * 64
     by_tile = len(phases) > 1
     for number in range(len(phases)):
-        _chunk(module, plan, number, tile, size, by_tile)
+        _chunk(module, plan, target, number, number == len(phases) - 1, tile, size, by_tile)
     _gradients(module, plan, target, len(phases), between)
     if plan.optimizer is not None:
         _train(module, plan, target)
@@ -259,23 +268,35 @@ def _load(s: TrainingSchedule, plan: Plan, layout: _Layout) -> None:
     f = s.f
     batch, index = get(f, "batch"), get(f, "index").of(I64)
     start = f["tile"] * s.tile
-    samples = f.scratch(I64, s.tile)
     scale = get(f, "scale")
     weight = scale if s.element == F64 else f.cast("fptrunc", scale, s.element)
-    with f.loop(0, s.tile) as i:
-        position = start + i
-        inside = position < batch
-        clamped = f.select(inside, position, batch - 1)
-        f.store(f.load(f.offset(index, clamped)), f.offset(samples, i))
-        f.store(f.select(inside, weight, f.const(0.0, s.element)), f.offset(s.at(layout.weight, 0), i))
+    room = f.scratch(I64, s.tile)
+    place = s.at(layout.weight, 0)
+    samples = f.variable(f.offset(index, start))
+
+    def part() -> None:
+        with f.loop(0, s.tile) as i:
+            position = start + i
+            inside = position < batch
+            clamped = f.select(inside, position, batch - 1)
+            f.store(f.load(f.offset(index, clamped)), f.offset(room, i))
+            f.store(f.select(inside, weight, f.const(0.0, s.element)), f.offset(place, i))
+        samples.set(room)
+
+    def full() -> None:
+        with f.loop(0, s.tile, s.lanes) as i:
+            s.put(weight, f.offset(place, i))
+
+    f.branch(start + s.tile > batch, part, full)
+    numbers = samples.get().of(I64)
     for number, buffer in enumerate(plan.tape.inputs):
-        _gather(s, get(f, f"x{number}").of(s.element), buffer, samples)
+        _gather(s, get(f, f"x{number}").of(s.element), buffer, numbers)
     if not plan.labels:
-        _gather(s, get(f, "y").of(s.element), layout.target, samples)
+        _gather(s, get(f, "y").of(s.element), layout.target, numbers)
         return
     labels = get(f, "y").of(I64)
     with f.loop(0, s.tile) as i:
-        label = f.load(f.offset(labels, f.load(f.offset(samples, i))))
+        label = f.load(f.offset(labels, f.load(f.offset(numbers, i))))
         f.store(f.cast("sitofp", label, s.element), f.offset(s.at(layout.target, 0), i))
 
 
@@ -314,18 +335,21 @@ def _store(s: TrainingSchedule, t: Tensor, name: str) -> None:
 # Chunks, batches and steps
 
 
-def _chunk(module: Module, plan: Plan, number: int, tile: int, size: int, by_tile: bool) -> None:
+def _chunk(
+    module: Module, plan: Plan, target: Target, number: int, is_last: bool, tile: int, size: int, by_tile: bool
+) -> None:
     """`chunk(context, i)`: the tiles of a part of the batch."""
     f = module.function(f"chunk{number}", [("context", PTR), ("chunk", I64)], internal=True, noalias=False)
     element = type_of(plan.tape.dtype)
     chunk, chunks = f["chunk"], get(f, "chunks")
     tiles = f.div(get(f, "batch") + (tile - 1), tile)
     first, last = f.div(tiles * chunk, chunks), f.div(tiles * (chunk + 1), chunks)
-    gradients = f.offset(get(f, "gradients").of(element), chunk * plan.count)
+    numbers = plan.stride(target.lanes(plan.tape.dtype))
+    gradients = f.offset(get(f, "gradients").of(element), chunk * numbers)
     stride = plan.tape.sums + 1
     sums = f.offset(get(f, "sums").of(F64), chunk * stride)
     if number == 0:
-        for pointer, count in ((gradients, plan.count * element.bytes), (sums, stride * 8)):
+        for pointer, count in ((gradients, numbers * element.bytes), (sums, stride * 8)):
             f.call("llvm.memset.p0.i64", VOID, pointer, f.const(0, I8), f.const(count, I64), f.const(False, I1))
     seed = f.cast("trunc", get(f, "seed"), I32)
     with f.loop(first, last) as i:
@@ -334,7 +358,21 @@ def _chunk(module: Module, plan: Plan, number: int, tile: int, size: int, by_til
             f["context"], get(f, "parameters"), arena, get(f, "weights"), gradients, sums, get(f, "statistics"), i, seed
         )  # fmt: skip
         f.call(f"tile{number}", VOID, *values)
+    if is_last and plan.by_lane:
+        _fold(f, plan, target, gradients)
     f.ret()
+
+
+def _fold(f: Function, plan: Plan, target: Target, gradients: Value) -> None:
+    """Sums the gradients of all lanes."""
+    element = type_of(plan.tape.dtype)
+    lanes = target.lanes(plan.tape.dtype)
+    align = lanes * element.bytes
+    with f.loop(0, plan.count, lanes) as i:
+        start = f.offset(gradients, f.add(f.mul(i, lanes), plan.count))
+        vectors = [f.load(f.offset(start, k * lanes), lanes, align) for k in range(lanes)]
+        place = f.offset(gradients, i)
+        f.store(f.load(place, lanes, align) + lane_sums(f, vectors), place, align)
 
 
 def _gradients(module: Module, plan: Plan, target: Target, phases: int, between: list[Between]) -> None:
@@ -381,7 +419,7 @@ def _train(module: Module, plan: Plan, target: Target) -> None:
         with f.loop(0, get(f, "chunks")) as chunk:
             total.set(total.get() + f.load(f.offset(get(f, "sums").of(F64), chunk * stride)))
         f.store(total.get(), f.offset(get(f, "losses").of(F64), step))
-        update(f, target, plan.tape, plan.optimizer, plan.count)
+        update(f, target, plan.tape, plan.optimizer, plan.count, plan.stride(target.lanes(plan.tape.dtype)))
         put(f, "index", f.offset(get(f, "index").of(I64), batch))
         seed = mixed(f, f.cast("trunc", get(f, "seed") + 1, I32))
         put(f, "seed", f.cast("zext", seed, I64))

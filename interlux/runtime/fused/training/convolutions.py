@@ -114,7 +114,7 @@ def _weights(s: TrainingSchedule, step: Convolution, delta: Any, output: Access)
             left = s.at(delta, s.index(output, [f.mul(group, outs), *position]))
             return left, s.at(x.source, s.index(access, corner))
 
-        place = s.weight_gradient(s.index(weight, [f.mul(group, outs), channel, *tap]))
+        place = s.index(weight, [f.mul(group, outs), channel, *tap])
         left = (outs, output.strides[0] * s.tile)
         if by_taps:
             right, stride = (kernel[-1], step.dilations[-1] * access.strides[-1] * s.tile), weight.strides[-1]

@@ -1,4 +1,4 @@
-"""Dropout: which elements are kept follows from the seed, the number of the step, and the element; not from the tile."""
+"""Dropout: which elements are kept follows from seed, number of the step, sample and element; not from the tile."""
 
 from __future__ import annotations
 

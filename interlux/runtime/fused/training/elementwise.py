@@ -85,8 +85,7 @@ def _slope(
     y = s.vector(s.at(step.output, s.index(accesses[0], at)))
     gradient = s.vector(s.at(g.of(step.output), s.index(accesses[0], at)))
     values = [s.read(t, a, at)[0] for t, a in zip(step.operands, accesses[1:], strict=True)]
-    for code in step.code[:-1]:
-        values.append(f.const(dict(code.attributes)["value"], gradient.type))
+    values += [f.const(dict(code.attributes)["value"], gradient.type) for code in step.code[:-1]]
     code = step.code[-1]
     arguments = [values[i] for i in code.arguments]
     position = code.arguments.index(number)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,16 +19,24 @@ from .context import Context, function_at
 
 _CACHE = 1 << 19  # bytes: a tile should stay in a core's second cache
 _MOST = 8  # vectors in a tile
+_SMALL = 1 << 18  # bytes of gradients with a number for each lane
+_MANY = 4  # tiles of a chunk for which these pay
 
 
-def tile_vectors(plan_of: Any, target: Target, dtype: np.dtype[Any], batch: int, threads: int) -> int:
-    """How many vectors of samples a tile has: few for small batches and for large networks."""
-    lanes = target.lanes(dtype)
-    size = arena_size(plan_of(1)) * lanes * np.dtype(dtype).itemsize
+def sized(plan: Plan, target: Target, batch: int, threads: int) -> Plan:
+    """A plan with the tile for batches of about a size: few vectors of samples for small batches and large networks.
+
+    Where there are many tiles of a small network, gradients have a number for each lane.
+    """
+    lanes = target.lanes(plan.tape.dtype)
+    bytes_ = plan.tape.dtype.itemsize
+    size = arena_size(plan) * lanes * bytes_
     vectors = 1
     while vectors < _MOST and 2 * vectors * size <= _CACHE and 2 * vectors * lanes * threads <= max(batch, 1):
         vectors *= 2
-    return vectors
+    tiles = batch // (vectors * lanes * threads)
+    by_lane = lanes > 1 and tiles >= _MANY and plan.count * lanes * bytes_ <= _SMALL
+    return replace(plan, vectors=vectors, by_lane=by_lane)
 
 
 class Compiled:
@@ -35,6 +44,7 @@ class Compiled:
 
     def __init__(self, plan: Plan, target: Target):
         self.plan = plan
+        self.stride = plan.stride(target.lanes(plan.tape.dtype))
         self.code: Code = generate(plan, target)
         objects, key = ObjectCache(), key_of(target, "training", self.code.text)
         found = objects.get(key)
@@ -57,9 +67,9 @@ class Compiled:
         if self._room.size < bytes_:
             self._room = allocated(bytes_, np.uint8)
         dtype = self.plan.tape.dtype
-        if not self._memory or self._memory["gradients"].size < chunks * self.plan.count:
+        if not self._memory or self._memory["gradients"].size < chunks * self.stride:
             self._memory = {
-                "gradients": allocated(chunks * self.plan.count, dtype),
+                "gradients": allocated(chunks * self.stride, dtype),
                 "sums": allocated(chunks * (self.plan.tape.sums + 1), np.float64),
             }
         context["arena"] = self._room
@@ -76,7 +86,7 @@ class Compiled:
 
     def summed(self, chunks: int) -> np.ndarray:
         """The chunks' gradients added up in their order."""
-        parts = self._memory["gradients"][: chunks * self.plan.count].reshape(chunks, -1)
+        parts = self._memory["gradients"][: chunks * self.stride].reshape(chunks, -1)
         total = parts[0].copy()
         for part in parts[1:]:
             total += part

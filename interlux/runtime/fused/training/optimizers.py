@@ -47,8 +47,9 @@ class Optimizer:
             raise InvalidModelError("nesterov needs a momentum and no dampening")
 
 
-def update(f: Function, target: Target, tape: Tape, optimizer: Optimizer, count: int) -> None:
-    """One update of `count` parameters, a multiple of a vector; chunks' gradients are added up in their order."""
+def update(f: Function, target: Target, tape: Tape, optimizer: Optimizer, count: int, stride: int) -> None:
+    """One update of `count` parameters, a multiple of a vector; chunks' gradients, `stride` numbers apart, are added up
+    in their order."""
     element = type_of(tape.dtype)
     lanes = target.lanes(tape.dtype)
     kind = element.vector(lanes)
@@ -77,7 +78,7 @@ def update(f: Function, target: Target, tape: Tape, optimizer: Optimizer, count:
     with f.loop(0, count, lanes) as i:
         total = f.variable(f.load(f.offset(gradients, i), lanes, align))
         with f.loop(1, chunks) as chunk:
-            place = f.offset(gradients, f.add(f.mul(chunk, count), i))
+            place = f.offset(gradients, f.add(f.mul(chunk, stride), i))
             total.set(total.get() + f.load(place, lanes, align))
         gradient = total.get()
         p_at, m_at, v_at = (f.offset(pointer, i) for pointer in (weights, first, second))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from ..kernels.elementwise import FUNCTIONS
+from ..kernels.rearranging import _transposed
 from ..kernels.schedule import Blocks, access_of
-from ..llvm import I32, Index, Value, Variable
+from ..llvm import I1, I32, Function, Index, Value, Variable
 from ..steps import Instruction
 from .schedule import Gradients, TrainingSchedule, derivative
 from .steps import Convolution, Linear
@@ -118,7 +120,12 @@ def linear_backward(s: TrainingSchedule, g: Gradients, step: Linear) -> None:
             (row,) = position
             return s.at(delta, f.mul(row, outs)), s.at(x.source, s.index(access, [row, 0]))
 
-        outer(s, (rows,), places, (outs, s.tile), (inner, apart), s.weight_gradient(weight.offset), weight.strides)
+        if transposes(s, step):
+            with f.loop(0, rows) as row:
+                left, right = places([row])
+                _outer_rows(s, left, right, outs, inner, apart, weight.offset, weight.strides[0])
+        else:
+            outer(s, (rows,), places, (outs, s.tile), (inner, apart), weight.offset, weight.strides)
     bias_gradient(s, step, delta, rows, lambda row, o: f.add(f.mul(row, outs), o))
     if not g.wanted(x):
         return
@@ -132,6 +139,74 @@ def linear_backward(s: TrainingSchedule, g: Gradients, step: Linear) -> None:
 
         zero = s.constant(0.0)
         product(s, inner, outs, begin, s.tile, place, weight.strides[::-1], lambda _: zero, finish, sink.adds)
+
+
+def transposes(s: TrainingSchedule, step: Linear) -> bool:
+    """Whether the gradient of a layer's weights is computed with inputs in the lanes in place of samples: then nothing
+    has to be summed over lanes, but the inputs are transposed first, which pays where there are many outputs."""
+    outs, inner = step.shape[1], step.operands[0].shape[1]
+    return not s.by_lane and 1 < s.lanes <= inner and outs >= 8 and access_of(step.weight).strides[1] == 1
+
+
+def _outer_rows(
+    s: TrainingSchedule, delta: Value, x: Value, outs: int, inner: int, apart: int, gradient: int, stride: int
+) -> None:
+    """gradient[o, k] += Σ over samples of delta[o] · x[k], neighbouring k in the lanes."""
+    f, lanes = s.f, s.lanes
+    size = -(-inner // lanes) * lanes
+    rows = s.at(s.transposed, 0)  # [tile, size]
+    columns = Blocks(inner, lanes, -(-inner // lanes))
+    with f.loop(0, columns.count) as block, s.groups() as group:
+        first = columns.first(f, block)
+        features = [s.vector(f.offset(f.offset(x, f.mul(first, apart)), k * apart), group) for k in range(lanes)]
+        for i, row in enumerate(_transposed(s, features)):
+            place = f.offset(f.offset(rows, f.mul(f.add(group, i), size)), f.mul(block, lanes))
+            f.store(row, place, s.alignment)
+    many = min(columns.count, 4)
+    o_blocks = Blocks.of(outs, max(1, s.accumulators // many))
+
+    def blocks(start: Index, many: int) -> None:
+        """A number of vectors of inputs, from vector `start` on, times a block of outputs."""
+        with f.loop(0, o_blocks.count) as o_block:
+            o = o_blocks.first(f, o_block)
+            sums = [[f.variable(s.constant(0.0)) for _ in range(many)] for _ in range(o_blocks.size)]
+            left = f.offset(delta, f.mul(o, s.tile))
+
+            def accumulate(sample: Index, offset: int) -> None:
+                at = f.offset(f.offset(rows, f.mul(sample, size)), f.mul(start, lanes))
+                values = [s.vector(at, offset * size + v * lanes) for v in range(many)]
+                for p in range(o_blocks.size):
+                    factor = f.broadcast(f.offset(f.offset(left, sample), p * s.tile + offset), lanes)
+                    for v, value in enumerate(values):
+                        sums[p][v].set(f.fma(factor, value, sums[p][v].get()))
+
+            f.unrolled(s.tile, 2, accumulate)
+            for p in range(o_blocks.size):
+                for v in range(many):
+                    first = columns.first(f, f.add(start, v))
+                    place = s.weight_gradient(f.add(f.add(f.mul(f.add(o, p), stride), first), gradient))
+                    value = unseen(s, sums[p][v].get(), p, o, o_block, o_blocks)
+                    value = _unseen_lanes(s, value, f.add(start, v), first, columns)
+                    f.store(f.load(place, lanes) + value, place)
+
+    whole = columns.count // many * many
+    with f.loop(0, whole, many) as start:
+        blocks(start, many)
+    if columns.count - whole:
+        blocks(whole, columns.count - whole)
+
+
+def _unseen_lanes(s: TrainingSchedule, value: Value, block: Index, first: Index, columns: Blocks) -> Value:
+    """Zero in the lanes that the vector before this one had as well."""
+    f = s.f
+    if columns.count * columns.size == columns.total:
+        return value
+    seen = f.sub(f.mul(block, columns.size), first)
+    zero = f.const(0.0, value.type)
+    if not isinstance(seen, Value):
+        return value if seen <= 0 else f.select(f.vector([i < seen for i in range(s.lanes)], I1), zero, value)
+    number = f.vector(list(range(s.lanes)), I32)
+    return f.select(f.splat(f.cast("trunc", seen, I32), s.lanes) > number, zero, value)
 
 
 def finish_gradient(s: TrainingSchedule, g: Gradients, step: Linear | Convolution) -> None:
@@ -177,7 +252,7 @@ def outer(
     places: Callable[[Sequence[Index]], tuple[Value, Value]],
     left: tuple[int, int],
     right: tuple[int, int],
-    gradient: Value,
+    gradient: Index,
     strides: Sequence[int],
 ) -> None:
     """gradient[i, j] += Σ over positions and samples of left[i] · right[j].
@@ -188,6 +263,7 @@ def outer(
     Arguments:
         places: at a position the addresses of left[0] and right[0].
         left, right: how many there are, and the numbers between two.
+        gradient: number of the first parameter.
         strides: numbers between two gradients along i and j.
     """
     if strides[1] != 1 and strides[0] == 1:
@@ -220,21 +296,51 @@ def outer(
                         sums[p][q].set(f.fma(value, others[q], sums[p][q].get()))
 
             f.unrolled(s.vectors, 2, accumulate)
-        totals = [sums[p][q].get() for p in range(rows) for q in range(columns)]
-        summed = lane_sums(s, totals)
-        # the last block overlaps the one before it: what that has summed is not added again
-        seen_rows = f.sub(f.mul(i_block, rows), i)
-        seen_columns = f.sub(f.mul(j_block, columns), j)
+        number = f.add(gradient, f.add(f.mul(i, strides[0]), f.mul(j, strides[1])))
+        _add_block(s, _Block(i, j, i_block, j_block, i_blocks, j_blocks), sums, number, strides)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Where a block of products begins, and the number of the block on each side."""
+
+    i: Index
+    j: Index
+    i_block: Index
+    j_block: Index
+    i_blocks: Blocks
+    j_blocks: Blocks
+
+
+def _add_block(
+    s: TrainingSchedule, b: _Block, sums: list[list[Variable]], number: Index, strides: Sequence[int]
+) -> None:
+    """Adds a block's sums to the gradients; `number` is that of its first parameter.
+
+    The last block overlaps the one before it: what that has summed is not added again.
+    """
+    f = s.f
+    rows, columns = b.i_blocks.size, b.j_blocks.size
+    if s.by_lane:
         for p in range(rows):
-            place = f.offset(gradient, f.add(f.mul(f.add(i, p), strides[0]), f.mul(j, strides[1])))
-            part = f.part(summed, p * columns, columns) if columns > 1 else f.extract(summed, p)
-            part = _unseen(s, part, p, seen_rows, seen_columns, i_blocks, j_blocks)
-            if strides[1] == 1:
-                f.store(f.load(place, columns) + part, place)
-                continue
             for q in range(columns):
-                at = f.offset(place, q * strides[1])
-                f.store(f.load(at) + f.extract(part, q), at)
+                value = unseen(s, sums[p][q].get(), p, b.i, b.i_block, b.i_blocks)
+                value = unseen(s, value, q, b.j, b.j_block, b.j_blocks)
+                s.add_lanes(f.add(number, p * strides[0] + q * strides[1]), value)
+        return
+    summed = lane_sums(f, [sums[p][q].get() for p in range(rows) for q in range(columns)])
+    seen_rows = f.sub(f.mul(b.i_block, rows), b.i)
+    seen_columns = f.sub(f.mul(b.j_block, columns), b.j)
+    for p in range(rows):
+        place = s.weight_gradient(f.add(number, p * strides[0]))
+        part = f.part(summed, p * columns, columns) if columns > 1 else f.extract(summed, p)
+        part = _unseen(s, part, p, seen_rows, seen_columns, b.i_blocks, b.j_blocks)
+        if strides[1] == 1:
+            f.store(f.load(place, columns) + part, place)
+            continue
+        for q in range(columns):
+            at = f.offset(place, q * strides[1])
+            f.store(f.load(at) + f.extract(part, q), at)
 
 
 def _unseen(
@@ -252,12 +358,12 @@ def _unseen(
     return part
 
 
-def lane_sums(s: TrainingSchedule, vectors: Sequence[Value]) -> Value:
+def lane_sums(f: Function, vectors: Sequence[Value]) -> Value:
     """A vector whose lane i is the sum of all lanes of the i-th vector; at most as many as there are lanes."""
-    f, lanes = s.f, s.lanes
+    lanes = vectors[0].type.lanes
     if lanes == 1:
         return vectors[0]
-    zero = s.constant(0.0)
+    zero = f.const(0.0, vectors[0].type)
     found = [*vectors, *[zero] * (lanes - len(vectors))]
     half = lanes // 2
     while half:

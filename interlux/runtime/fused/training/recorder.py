@@ -31,8 +31,8 @@ from .steps import BatchNormalization, Convolution, Draws, Linear, Normalization
 _ALIGNMENT = 64  # numbers: the vector of trained parameters is filled up to a multiple of it
 # What only moves elements, or is made of what is here: as in inference.
 _SHARED = frozenset(
-    ["ArgMax", "AveragePool", "Cast", "Clip", "DepthToSpace", "Expand", "Flatten", "GatherElements", "GlobalAveragePool",
-     "GlobalMaxPool", "Identity", "LogSoftmax", "Max", "MaxPool", "Mean", "Min", "Pad", "Pow", "ReduceMax",
+    ["ArgMax", "AveragePool", "Cast", "Clip", "DepthToSpace", "Expand", "Flatten", "GatherElements",
+     "GlobalAveragePool", "GlobalMaxPool", "Identity", "LogSoftmax", "Max", "MaxPool", "Mean", "Min", "Pad", "Pow", "ReduceMax",
      "ReduceMean", "ReduceMin", "ReduceSum", "Reshape", "Shape", "Size", "Slice", "Softmax", "SpaceToDepth", "Split",
      "Squeeze", "Sum", "Tile", "Transpose", "Unsqueeze"]
 )  # fmt: skip

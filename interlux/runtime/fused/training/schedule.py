@@ -29,15 +29,31 @@ class TrainingSchedule(Schedule):
             (float64) and `statistics`.
         tile: samples.
         places: where buffers lie in the arena, in features.
+        lane_gradients: where in a chunk's gradients those begin that have a number for each lane; 0: there are none.
+        transposed: room for the inputs of a fully connected layer.
     """
 
     def __init__(
-        self, f: Function, target: Target, tape: Tape, tile: int, parameters: Parameters, places: dict[Buffer, int]
+        self,
+        f: Function,
+        target: Target,
+        tape: Tape,
+        tile: int,
+        parameters: Parameters,
+        places: dict[Buffer, int],
+        lane_gradients: int,
+        transposed: Buffer,
     ):
         super().__init__(f, target, tape.dtype, target.lanes(tape.dtype), 1, parameters, places, {})
         self.tile = tile
         self.group: Index = 0  # the first sample of the vector that kernels work on
         self.tape = tape
+        self._lane_gradients, self.transposed = lane_gradients, transposed
+
+    @property
+    def by_lane(self) -> bool:
+        """Whether gradients have a number for each lane, which are summed when a chunk is done."""
+        return self._lane_gradients > 0
 
     @property
     def vectors(self) -> int:
@@ -101,8 +117,17 @@ class TrainingSchedule(Schedule):
 
     def add_to_weight(self, index: Index, value: Value) -> None:
         """Adds the sum of a vector's lanes to a parameter's gradient."""
+        if self.by_lane:
+            self.add_lanes(index, value)
+            return
         place = self.weight_gradient(index)
         self.f.store(self.f.load(place) + self.total(value), place)
+
+    def add_lanes(self, index: Index, value: Value) -> None:
+        """Adds a vector to a parameter's gradients of all lanes."""
+        f = self.f
+        place = self.weight_gradient(f.add(f.mul(index, self.lanes), self._lane_gradients))
+        f.store(f.load(place, self.lanes, self.alignment) + value, place, self.alignment)
 
     def fill(self, pointer: Value, count: int) -> None:
         """Sets numbers in memory to 0."""

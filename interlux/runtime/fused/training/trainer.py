@@ -17,10 +17,10 @@ from ..threads import cores
 from .code import Plan
 from .context import INPUTS, Context
 from .losses import COTANGENT, Loss
-from .native import Compiled, allocated, tile_vectors
+from .native import Compiled, allocated, sized
 from .optimizers import Optimizer
 from .recorder import tape_of
-from .steps import Tape
+from .steps import BatchNormalization, Tape
 
 
 class _Function:
@@ -43,6 +43,7 @@ class _Function:
         self._statistics = allocated(tape.statistics.size, tape.dtype)
         self._statistics[:] = tape.statistics
         self._compiled: dict[Any, Compiled] = {}
+        self._sized: dict[Any, Compiled] = {}  # by what is asked for
         self._context = Context()
         self._context["weights"] = self._weights
         self._context["statistics"] = self._statistics
@@ -97,16 +98,19 @@ class _Function:
             raise InvalidModelError(f"class numbers must lie in 0..{classes - 1}, not {targets.min()}..{targets.max()}")
         return targets, labels
 
-    def _function(self, labels: bool, batch: int, **more: Any) -> Compiled:
-        """The machine code for batches of about this size."""
-
-        def plan(vectors: int) -> Plan:
-            return Plan(self._tape, self._loss, labels, more.get("optimizer"), vectors, *more.get("wanted", ()))
-
-        vectors = tile_vectors(plan, self._target, self._tape.dtype, batch, self._threads)
-        key = (labels, vectors, more.get("wanted", ()))
+    def _function(
+        self, labels: bool, batch: int, optimizer: Optimizer | None = None, wanted: bool = False
+    ) -> Compiled:
+        """The machine code for batches of about this size; `wanted`: of the input's gradient and the output too."""
+        known = (labels, batch)
+        if known in self._sized:
+            return self._sized[known]
+        plan = Plan(self._tape, self._loss, labels, optimizer, 1, wanted, wanted)
+        plan = sized(plan, self._target, batch, self._threads)
+        key = (labels, plan.vectors, plan.by_lane)
         if key not in self._compiled:
-            self._compiled[key] = Compiled(plan(vectors), self._target)
+            self._compiled[key] = Compiled(plan, self._target)
+        self._sized[known] = self._compiled[key]
         return self._compiled[key]
 
 
@@ -135,6 +139,10 @@ class FusedTrainer(_Function):
         self.optimizer = optimizer
         self.learning_rate = optimizer.learning_rate
         self.batches = 0  # steps that were made
+        # whether a batch of one sample has too little for a BatchNorm
+        self._single = any(
+            isinstance(s, BatchNormalization) and s.shape[1] == 1 and s.running for s in self._tape.steps
+        )
         count = Plan(self._tape, loss, False, optimizer, 1).count
         self._moments = [allocated(count, self._tape.dtype) for _ in range(2)]
         self._context["first"], self._context["second"] = self._moments
@@ -186,9 +194,8 @@ class FusedTrainer(_Function):
         per_epoch = -(-samples // size)
         count = per_epoch * (1 if epochs is None else epochs) if steps is None else steps
         index, schedule = _schedule(samples, size, count, shuffle)
-        if (self._tape.sums and samples % size == 1 and count >= per_epoch) or (size == 1 and self._needs_two()):
-            if self._needs_two():
-                raise InvalidModelError("BatchNorm in training needs more than one value per channel in each batch")
+        if self._single and np.any(schedule == 1):
+            raise InvalidModelError("BatchNorm in training needs more than one value per channel in each batch")
         compiled = self._function(labels, size, optimizer=self.optimizer)
         context = self._context
         losses = np.zeros(count, np.float64)
@@ -200,12 +207,6 @@ class FusedTrainer(_Function):
         compiled.train(context.address, count)
         self.batches += count
         return losses
-
-    def _needs_two(self) -> bool:
-        """Whether a batch of one sample has too little for a BatchNorm."""
-        from .steps import BatchNormalization
-
-        return any(isinstance(s, BatchNormalization) and s.shape[1] == 1 and s.running for s in self._tape.steps)
 
     @property
     def states(self) -> Tree:
@@ -337,7 +338,7 @@ class FusedGradient(_Function):
         output = np.zeros((samples, *self._tape.output.shape[1:]), dtype)
         if samples == 0:
             return 0.0, np.zeros(self._tape.trained, dtype), inputs, output
-        compiled = self._function(labels, samples, wanted=(True, True))
+        compiled = self._function(labels, samples, wanted=True)
         context = self._context
         for number, array in enumerate(arrays):
             context[f"x{number}"] = array
