@@ -202,6 +202,28 @@ def test_residual_networks(channels, size, batch, dtype, target):
     check(nn.Sequential(*parts, nn.Flatten(), nn.Linear(channels, 3)), [(2, size, size + 2)], batch, dtype, target)
 
 
+@cases(
+    channels=st.sampled_from([8, 16, 32]), outs=st.sampled_from([16, 32, 48]), height=st.integers(2, 19),
+    width=st.integers(2, 19), padding=st.integers(0, 1), residual=st.booleans(),
+)  # fmt: skip
+def test_convolutions_by_fewer_products(channels, outs, height, width, padding, residual, batch, dtype, target):
+    """Winograd's way, for one sample: an image is as large as the arena for many is not."""
+    first = nn.Conv2d(channels, outs, 3, padding=1)
+    second = Residual(outs) if residual else nn.Conv2d(outs, channels, 3, padding=padding)
+    if min(height, width) > 2:
+        check(nn.Sequential(first, nn.ReLU(), second), [(channels, height, width)], min(batch, 3), dtype, target)
+
+
+def test_infinities_stay_where_they_are_in_convolutions():
+    net = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 3)).eval()
+    x = torch.randn(3, 16, 9, 8)
+    x[0, 3, 4, 4], x[1, 0, 0, 0], x[2, 15, 8, 7] = torch.inf, torch.nan, 3e38
+    y, expected = compiled(net, x)(x.numpy())[0], results(net, [x])[0]
+    np.testing.assert_array_equal(np.isnan(y), np.isnan(expected))
+    np.testing.assert_array_equal(np.isinf(y), np.isinf(expected))
+    np.testing.assert_allclose(y[np.isfinite(y)], expected[np.isfinite(y)], rtol=1e-4, atol=1e-5)
+
+
 class OverTime(nn.Module):
     def __init__(self, layer: nn.Module):
         super().__init__()

@@ -98,18 +98,17 @@ def generate(program: Program, target: Target) -> Code:
         _tile(module, program, target, parameters, lanes, BLOCKS, own)
     outside = _direct_outputs(program)
     places, size = arena(program, {*program.inputs, *outside})
-    _one(module, program, target, parameters, places, outside)
+    spare = _one(module, program, target, parameters, places, size, outside)
     tile_scratch = _aligned(scratch) if by_tiles else 0
     rows = ROWS if program.batched and lanes > 1 and _dense_weights(program) >= MANY else 0
     if by_tiles and rows >= tile:
         rows = 0
     if rows:
-        _few(module, program, target, parameters, places, outside, rows)
-        scratch = max(scratch, rows * size * element.bytes)
-        tile_scratch = _aligned(max(tile_scratch, rows * size * element.bytes))
+        used = _few(module, program, target, parameters, places, size, outside, rows)
+        tile_scratch = _aligned(max(tile_scratch, (rows * size + used) * element.bytes))
     partial = _run(module, program, tile if by_tiles else 0, rows, tile_scratch)
     blob = np.frombuffer(parameters.bytes(), np.uint8)
-    scratch = max(tile_scratch + partial, _aligned(size * element.bytes))
+    scratch = max(tile_scratch + partial, _aligned((size + spare) * element.bytes))
     return Code(module.text(), blob, scratch, tile if by_tiles else max(rows, 1))
 
 
@@ -180,13 +179,14 @@ def _one(
     target: Target,
     parameters: Parameters,
     places: dict[Buffer, int],
+    end: int,
     outside: dict[Buffer, int],
-) -> None:
-    """One sample, computed where it lies."""
+) -> int:
+    """One sample, computed where it lies. Returns how many numbers are used behind the buffers, which end at `end`."""
     f = _function(module, program, "one")
     external = {b: f[f"input{i}"].of(type_of(b.dtype)) for i, b in enumerate(program.inputs)}
     external |= {b: f[f"output{i}"].of(type_of(b.dtype)) for b, i in outside.items()}
-    s = Schedule(f, target, program.dtype, 1, 1, parameters, places, external)
+    s = Schedule(f, target, program.dtype, 1, 1, parameters, places, external, end=end)
     for step in program.steps:
         GENERATORS[type(step)](s, step)
     for i, t in enumerate(program.outputs):
@@ -196,6 +196,7 @@ def _one(
         with f.loop(0, t.size) as k:
             f.store(f.load(source + k), target_ + k)
     f.ret()
+    return s.spare
 
 
 def _few(
@@ -204,14 +205,18 @@ def _few(
     target: Target,
     parameters: Parameters,
     places: dict[Buffer, int],
+    end: int,
     outside: dict[Buffer, int],
     rows: int,
-) -> None:
-    """A few samples, one behind the other: fully connected layers read their weights once for all of them."""
+) -> int:
+    """A few samples, one behind the other: fully connected layers read their weights once for all of them.
+
+    Returns as `_one`.
+    """
     f = _function(module, program, "few")
     external = {b: f[f"input{i}"].of(type_of(b.dtype)) for i, b in enumerate(program.inputs)}
     external |= {b: f[f"output{i}"].of(type_of(b.dtype)) for b, i in outside.items()}
-    s = Schedule(f, target, program.dtype, 1, 1, parameters, places, external, rows)
+    s = Schedule(f, target, program.dtype, 1, 1, parameters, places, external, rows, end)
     for step in program.steps:
         if isinstance(step, Dense) and step.shape[0] == 1:
             dense(s, step)
@@ -229,6 +234,7 @@ def _few(
             s.sample = 0
             f.store(f.load(source + k), f[f"output{i}"].of(s.element) + f.mul(sample, t.size) + k)
     f.ret()
+    return s.spare
 
 
 def _run(module: Module, program: Program, tile: int, rows: int, scratch: int) -> int:

@@ -12,6 +12,7 @@ import numpy as np
 from ..llvm import Index, Value
 from ..steps import Conv
 from ..tensors import Access
+from . import winograd
 from .elementwise import Epilogue
 from .schedule import Blocks, Schedule, access_of
 
@@ -27,7 +28,9 @@ def storage(step: Conv) -> tuple[Access, tuple[int, ...]]:
 
 
 def convolution(s: Schedule, step: Conv) -> None:
-    if s.by_sample and s.width > 1 and step.channels_last and step.groups == 1:
+    if winograd.fits(s, step):
+        winograd.winograd(s, step, storage(step)[0])
+    elif s.by_sample and s.width > 1 and step.channels_last and step.groups == 1:
         _channels_in_lanes(s, step)
     elif s.by_sample and s.width > 1 and _is_row(s, step):
         _row_in_lanes(s, step)

@@ -144,10 +144,11 @@ def apply(
     """
     f = s.f
     together = _together(s, code)
-    if not s.by_sample and shape and s.blocks == 1 and min(together, shape[-1]) > 1 and target.strides[-1] == 1:
-        if all(a.strides[-1] == 1 and not t.is_constant for t, a in zip(operands, sources, strict=True)):
-            _several(s, code, shape, output, target, operands, sources, together)
-            return
+    rows = shape and target.strides[-1] == 1 and all(a.strides[-1] == 1 for a in sources)
+    samples = not s.by_sample and s.blocks == 1 and not any(t.is_constant for t in operands)
+    if rows and samples and min(together, shape[-1]) > 1:
+        _several(s, code, shape, output, target, operands, sources, together)
+        return
     if not (s.by_sample and s.width > 1 and shape and target.strides[-1] == 1):
         with s.nest(shape) as at:
             values = [s.read(t, a, at) for t, a in zip(operands, sources, strict=True)]

@@ -58,6 +58,7 @@ class Schedule:
         arena: where buffers lie, in elements of one sample.
         external: pointers of buffers that lie outside of the arena.
         samples: rows of samples that lie behind every pointer where there are none in the lanes.
+        end: elements of one sample that buffers in the arena take; what steps use for themselves lies behind them.
     """
 
     def __init__(
@@ -71,12 +72,15 @@ class Schedule:
         arena: dict[Buffer, int],
         external: dict[Buffer, Value],
         samples: int = 1,
+        end: int = 0,
     ):
         self.f, self.target, self.dtype = f, target, dtype
         self.element = type_of(dtype)
         self.lanes, self.blocks, self.tile = lanes, blocks, lanes * blocks
         self.width = target.lanes(dtype)
         self.samples = samples
+        self._end = end * self.tile * samples
+        self.spare = 0  # elements behind the buffers that steps use for themselves
         self.parameters, self._arena, self._external = parameters, arena, external
         self.by_sample = lanes == 1
         self.shifts: dict[Source, Index] = {}  # in a loop: by how many elements a source begins later
@@ -104,6 +108,11 @@ class Schedule:
         if source in self._external:
             return self._external[source]
         return self.f.offset(self.f["arena"].of(self.element), self._arena[source] * self.tile * self.samples)
+
+    def scratch(self, count: int) -> Value:
+        """A pointer to numbers that only one step uses."""
+        self.spare = max(self.spare, -(-count // 16) * 16)
+        return self.f.offset(self.f["arena"].of(self.element), self._end)
 
     def stride(self, source: Source) -> int:
         """Elements of memory between two features."""
