@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,10 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 pytest.importorskip("llvmlite")
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
 
-import itertools
-
+import torch
 from torch import nn
 from torch.nn import functional
 
@@ -129,7 +129,7 @@ def _others() -> list[tuple[str, Callable[[], nn.Module], tuple[int, ...]]]:
         ("softmax", lambda: nn.Sequential(nn.Linear(4, 5), nn.Softmax(1), nn.Linear(5, 2), nn.LogSoftmax(1)), (4,)),
         ("transpose", lambda: nn.Sequential(Function(lambda x: x.transpose(1, 2)), nn.Linear(3, 2)), (3, 4)),
         ("prelu", lambda: nn.Sequential(nn.Linear(4, 6), nn.PReLU(), nn.Linear(6, 2), nn.PReLU(2)), (4,)),
-        ("sums", lambda: nn.Sequential(nn.Linear(4, 6), Function(lambda x: x.sum(1, keepdim=True) * x.mean(1, True))), (4,)),
+        ("sums", lambda: nn.Sequential(nn.Linear(4, 6), Function(lambda x: x.sum(1, True) * x.mean(1, True))), (4,)),
         ("clamp", lambda: nn.Sequential(nn.Linear(4, 6), Function(lambda x: x.clamp(-0.3, 0.4))), (4,)),
     ]  # fmt: skip
 
@@ -139,7 +139,8 @@ ACTIVATIONS = [
     nn.SELU(), nn.CELU(0.7), nn.LeakyReLU(0.2), nn.Hardtanh(), nn.Hardswish(), nn.Hardsigmoid(), nn.Softsign(),
     nn.ReLU6(), nn.LogSigmoid(), nn.Tanhshrink(), nn.Hardshrink(), nn.Softshrink(),
     Function(torch.exp), Function(torch.sin), Function(torch.cos), Function(torch.erf), Function(torch.abs),
-    Function(lambda x: torch.sqrt(x * x + 1)), Function(lambda x: torch.log(x * x + 1)), Function(lambda x: 1 / (x + 9)),
+    Function(lambda x: torch.sqrt(x * x + 1)), Function(lambda x: torch.log(x * x + 1)),
+    Function(lambda x: 1 / (x + 9)),
     Function(lambda x: x**3), Function(lambda x: torch.atan(x)), Function(torch.square), Function(lambda x: -x),
 ]  # fmt: skip
 

@@ -232,7 +232,7 @@ def _phases(plan: Plan, layout: _Layout) -> tuple[list[list[Action]], list[Betwe
         return state["g"]
 
     def last(s: TrainingSchedule) -> None:
-        g = gradients(s) if layout.gradients.get(tape.output.source) else None  # type: ignore[call-overload]
+        g = gradients(s) if layout.gradients.get(tape.output.source) else None  # type: ignore[arg-type]
         weight = s.at(layout.weight, 0)
         loss(s, g, plan.loss, tape.output, layout.target, plan.labels, weight)
 

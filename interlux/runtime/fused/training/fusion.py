@@ -36,7 +36,7 @@ def _activated(steps: list[Step], tape: Tape) -> list[Step]:
     for step in steps:
         if isinstance(step, Elementwise) and len(step.code) == 1 and len(step.operands) == 1:
             (x,), code = step.operands, step.code[0]
-            maker = makers.get(x.source)  # type: ignore[call-overload]
+            maker = makers.get(x.source)  # type: ignore[arg-type]
             positive = code.op != "LeakyRelu" or dict(code.attributes).get("alpha", 0.01) > 0
             if (
                 isinstance(maker, Linear | Convolution)

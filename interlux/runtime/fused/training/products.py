@@ -283,7 +283,7 @@ def outer(
     with f.loop(0, i_blocks.count) as i_block, f.loop(0, j_blocks.count) as j_block:
         i, j = i_blocks.first(f, i_block), j_blocks.first(f, j_block)
         sums = [[f.variable(s.constant(0.0)) for _ in range(columns)] for _ in range(rows)]
-        with s.nest(positions) as position:
+        with s.nest(tuple(positions)) as position:
             a, b = places(position)
             a, b = f.offset(a, f.mul(i, left[1])), f.offset(b, f.mul(j, right[1]))
 

@@ -163,8 +163,9 @@ class Recorder(Builder):
 
     def call(self, op_type: str, inputs: Sequence[Value | None], attributes: dict[str, Any], outputs: int) -> Any:
         given = {name: value for name, value in attributes.items() if value is not None}
-        if op_type != "GatherElements" and any(isinstance(i, NotMade) for i in inputs):
-            raise self.refuse(f"use of {op_type} on {next(i for i in inputs if isinstance(i, NotMade)).what}")
+        for value in inputs:
+            if isinstance(value, NotMade) and op_type != "GatherElements":
+                raise self.refuse(f"use of {value.what}")
         of_batch = op_type in ("ConstantOfShape", "Expand") and any(isinstance(i, Sizes) for i in inputs)
         result: Any = None
         if not any(isinstance(i, Tensor) for i in inputs) and not of_batch:
@@ -174,7 +175,7 @@ class Recorder(Builder):
         elif op_type in _SHARED:
             result = OPERATORS[op_type](self, *inputs, **given)
         elif op_type in BINARY or op_type in FLAT or op_type in DERIVATIVES:
-            result = self.elementwise(op_type, inputs, given)
+            result = self.elementwise(op_type, [i for i in inputs if i is not None], given)
         if result is None:
             raise UnsupportedError(f"the fused engine does not train {op_type}")
         results = result if isinstance(result, tuple) else (result,)
@@ -228,7 +229,7 @@ def _add(b: Recorder, x: Value, y: Value) -> Tensor:
             continue
         own = left.source is step.output and left.is_whole() and left.shape[-1] == step.shape[1]
         is_weight = isinstance(right, Tensor) and right.source is b.vector
-        if own and is_weight and right.shape in ((step.shape[1],), (1, step.shape[1])):
+        if own and is_weight and isinstance(right, Tensor) and right.shape in ((step.shape[1],), (1, step.shape[1])):
             bias = right.reshaped((step.shape[1],))
             if bias.access() is not None:
                 step.bias = bias
@@ -308,7 +309,7 @@ def _normalized(
     """x normalised over consecutive elements, groups of equal size; scale and shift broadcast to x."""
     b.check_float(x)
     shape = (groups, x.size // groups)
-    found = []
+    found: list[Tensor | None] = []
     for w in (scale, shift):
         if w is None:
             found.append(None)

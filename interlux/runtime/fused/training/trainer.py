@@ -98,9 +98,7 @@ class _Function:
             raise InvalidModelError(f"class numbers must lie in 0..{classes - 1}, not {targets.min()}..{targets.max()}")
         return targets, labels
 
-    def _function(
-        self, labels: bool, batch: int, optimizer: Optimizer | None = None, wanted: bool = False
-    ) -> Compiled:
+    def _function(self, labels: bool, batch: int, optimizer: Optimizer | None = None, wanted: bool = False) -> Compiled:
         """The machine code for batches of about this size; `wanted`: of the input's gradient and the output too."""
         known = (labels, batch)
         if known in self._sized:
@@ -275,7 +273,7 @@ def fused_trainer(
     Raises UnsupportedError naming the layers that the engine does not train, InvalidModelError for a strange option.
     """
     own = {name: options.pop(name) for name in ("reduction", "delta", "logits", "label_smoothing") if name in options}
-    more = {"learning_rate": learning_rate, "l2": l2}
+    more: dict[str, Any] = {"learning_rate": learning_rate, "l2": l2}
     more.update({name: options.pop(name) for name in _OPTIMIZER if name in options})
     more = {name: value for name, value in more.items() if value is not None}
     if options:
