@@ -164,8 +164,8 @@ def epochs(threads: int, count: int = 10) -> None:
     losses = trainer.run(x, y, epochs=count, batch_size=2048, shuffle=0)
     wall, core = time.perf_counter() - begin, time.process_time() - used
     print(
-        f"SimpleChains' example, {count} epochs of 60,000 images, {threads} threads: {wall:.2f} s, {core:.2f} core-seconds "
-        f"(published: 3.08 s on 32 cores); loss {losses[0]:.3f} -> {losses[-1]:.3f}",
+        f"SimpleChains' example, {count} epochs of 60,000 images, {threads} threads: {wall:.2f} s, "
+        f"{core:.2f} core-seconds (published: 3.08 s on 32 cores); loss {losses[0]:.3f} -> {losses[-1]:.3f}",
         flush=True,
     )
 

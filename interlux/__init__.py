@@ -23,6 +23,8 @@ if TYPE_CHECKING:
         from_keras,
         from_onnx,
         from_torch,
+        fused_gradient,
+        fused_trainer,
         optimizer_from_torch,
         to_c,
         to_fused,
@@ -52,6 +54,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "api": (
         *("assign_keras_weights", "bundle", "compile", "from_keras", "from_onnx", "from_torch", "to_c", "to_fused"),
+        *("fused_gradient", "fused_trainer"),
         *("optimizer_from_torch", "to_onnx", "to_stablehlo", "torch_optimizer_state", "torch_state_dict", "verify"),
     ),
     "ir.errors": (
@@ -85,6 +88,8 @@ __all__ = [
     "from_keras",
     "from_onnx",
     "from_torch",
+    "fused_gradient",
+    "fused_trainer",
     "layers",
     "load",
     "optimizer_from_torch",

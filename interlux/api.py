@@ -14,6 +14,7 @@ from .ir.layer import Layer
 from .ir.model import Model
 
 if TYPE_CHECKING:
+    from .runtime.fused.training import FusedGradient, FusedTrainer
     from .runtime.runner import Runner
     from .runtime.verify import Report
 
@@ -279,6 +280,33 @@ def to_fused(
     with needs("fused"):
         from .runtime.fused.layer import to_fused as convert
     return convert(layer, input_shape, params, states, threads, dtype)
+
+
+def fused_trainer(model: Model, loss: Any = "mse", optimizer: Any = "adam", **options: Any) -> FusedTrainer:
+    """Trains a model on the CPU: forward pass, backward pass and optimiser are one native function.
+
+        trainer = ix.fused_trainer(model, "cross_entropy", "adam", learning_rate=1e-3, threads=2)
+        losses = trainer.run(x, y, epochs=10, batch_size=128, shuffle=0)
+        trained = trainer.model()
+
+    See `interlux.runtime.fused.training.fused_trainer`.
+    """
+    with needs("fused"):
+        from .runtime.fused.training import fused_trainer as make
+    return make(model, loss, optimizer, **options)
+
+
+def fused_gradient(model: Model, loss: Any = None, **options: Any) -> FusedGradient:
+    """Gradients of a model by its parameters and its first input as a native function on the CPU.
+
+        y, by_params, by_x = ix.fused_gradient(model).vjp(x, cotangent)
+        value, by_params, by_x = ix.fused_gradient(model, "mse").value_and_grad(x, y)
+
+    See `interlux.runtime.fused.training.fused_gradient`.
+    """
+    with needs("fused"):
+        from .runtime.fused.training import fused_gradient as make
+    return make(model, loss, **options)
 
 
 def bundle(model: Model, folder: Path, targets: Sequence[str] = (), verify: bool = True) -> None:

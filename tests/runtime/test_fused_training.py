@@ -115,7 +115,7 @@ def _others() -> list[tuple[str, Callable[[], nn.Module], tuple[int, ...]]]:
         ("linear-rows", lambda: nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Flatten(), nn.Linear(20, 3)), (5, 6)),
         ("residual", lambda: nn.Sequential(nn.Linear(5, 5), Residual(nn.Sequential(nn.Linear(5, 5), nn.Tanh()))), (5,)),
         ("residual-13", lambda: nn.Sequential(nn.Linear(13, 13), Residual(nn.Linear(13, 13))), (13,)),
-        ("residual-conv", lambda: nn.Sequential(nn.Conv2d(5, 5, 1), Residual(nn.Conv2d(5, 5, 3, padding=1))), (5, 7, 7)),
+        ("residual2d", lambda: nn.Sequential(nn.Conv2d(5, 5, 1), Residual(nn.Conv2d(5, 5, 3, padding=1))), (5, 7, 7)),
         ("concat", lambda: Joined(nn.Linear(4, 3), nn.Sequential(nn.Linear(4, 2), nn.ReLU()), nn.Identity()), (4,)),
         ("slice", lambda: nn.Sequential(nn.Linear(6, 8), Function(lambda x: x[:, ::3] * x[:, 1:4])), (6,)),
         ("products", lambda: nn.Sequential(nn.Linear(5, 5), Products()), (3, 5)),

@@ -32,9 +32,9 @@ _ALIGNMENT = 64  # numbers: the vector of trained parameters is filled up to a m
 # What only moves elements, or is made of what is here: as in inference.
 _SHARED = frozenset(
     ["ArgMax", "AveragePool", "Cast", "Clip", "DepthToSpace", "Expand", "Flatten", "GatherElements",
-     "GlobalAveragePool", "GlobalMaxPool", "Identity", "LogSoftmax", "Max", "MaxPool", "Mean", "Min", "Pad", "Pow", "ReduceMax",
-     "ReduceMean", "ReduceMin", "ReduceSum", "Reshape", "Shape", "Size", "Slice", "Softmax", "SpaceToDepth", "Split",
-     "Squeeze", "Sum", "Tile", "Transpose", "Unsqueeze"]
+     "GlobalAveragePool", "GlobalMaxPool", "Identity", "LogSoftmax", "Max", "MaxPool", "Mean", "Min", "Pad",
+     "Pow", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "Reshape", "Shape", "Size", "Slice",
+     "Softmax", "SpaceToDepth", "Split", "Squeeze", "Sum", "Tile", "Transpose", "Unsqueeze"]
 )  # fmt: skip
 BINARY = frozenset(["Add", "Sub", "Mul", "Div", "Max", "Min", "PRelu", "Where"])
 FLAT = frozenset(  # their derivative is 0 or they have none
