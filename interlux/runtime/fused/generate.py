@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,6 +50,7 @@ GENERATORS: dict[type[Step], Callable] = {
 CACHE = 1 << 20  # bytes: from an arena larger than that, samples in the lanes are slower than one after the other
 ROWS = 8  # samples for which a small batch reads the weights once
 MANY = 1 << 14  # weights of fully connected layers from which that pays
+APART = 6  # steps from which each is a function
 BLOCKS = 1  # vectors of samples in a tile
 
 
@@ -131,6 +133,13 @@ def _function(module: Module, program: Program, name: str) -> Function:
     return module.function(name, _arguments(program), internal=True, inline=False)
 
 
+def _steps(s: Schedule, program: Program) -> None:
+    """Every step; in long programs each is a function of its own, so that equal layers share one."""
+    for step in program.steps:
+        with s.apart() if len(program.steps) >= APART else nullcontext():
+            GENERATORS[type(step)](s, step)
+
+
 def _tile(
     module: Module,
     program: Program,
@@ -150,8 +159,7 @@ def _tile(
     for i, buffer in enumerate(program.inputs):
         if buffer not in external and buffer in used:
             load_samples(s, f[f"input{i}"].of(s.element), buffer.size, s.base(buffer))
-    for step in program.steps:
-        GENERATORS[type(step)](s, step)
+    _steps(s, program)
     for i, t in enumerate(program.outputs):
         first = _flat(t.access((t.size,))).offset
         store_samples(s, s.at(t.source, first), 1, t.size, f[f"output{i}"].of(s.element))
@@ -187,8 +195,7 @@ def _one(
     external = {b: f[f"input{i}"].of(type_of(b.dtype)) for i, b in enumerate(program.inputs)}
     external |= {b: f[f"output{i}"].of(type_of(b.dtype)) for b, i in outside.items()}
     s = Schedule(f, target, program.dtype, 1, 1, parameters, places, external, end=end)
-    for step in program.steps:
-        GENERATORS[type(step)](s, step)
+    _steps(s, program)
     for i, t in enumerate(program.outputs):
         if isinstance(t.source, Buffer) and outside.get(t.source) == i:
             continue

@@ -203,6 +203,12 @@ class Function:
     def __getitem__(self, argument: str) -> Value:
         return self._arguments[argument]
 
+    def argument(self, type: Type) -> Value:
+        """One more argument of a part."""
+        name = f"a{len(self._arguments)}"
+        self._arguments[name] = Value(self, f"%{name}", type)
+        return self._arguments[name]
+
     # Text
 
     def emit(self, text: str, type: Type, to: Type | None = None) -> Value:
@@ -668,6 +674,7 @@ class Module:
         self._functions: dict[str, Function] = {}
         self._declared: dict[str, str] = {}
         self._globals: dict[str, str] = {}
+        self._parts: dict[str, str] = {}
 
     def function(
         self,
@@ -699,6 +706,20 @@ class Module:
         function = Function(self, name, arguments, result, header)
         self._functions[name] = function
         return function
+
+    def part(self) -> Function:
+        """A function that gets its arguments while it is written (`Function.argument`); finish it with `settle`."""
+        return Function(self, "", [], VOID, "")
+
+    def settle(self, part: Function) -> str:
+        """Adds a part to the module, only once if there is one with the same code. Returns its name."""
+        arguments = [(name, value.type) for name, value in part._arguments.items()]
+        key = "\n".join([*(f"{t} {name}" for name, t in arguments), *part._slots, *part._lines])
+        if key not in self._parts:
+            self._parts[key] = name = f"part{len(self._parts)}"
+            made = self.function(name, arguments, internal=True, inline=False)
+            made._slots, made._lines = part._slots, part._lines
+        return self._parts[key]
 
     def declare(self, name: str, result: Type, arguments: Sequence[Type], variadic: bool = False) -> None:
         """An external function; done by `Function.call` itself where arguments are as in the call."""

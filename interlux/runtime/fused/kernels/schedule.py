@@ -7,14 +7,14 @@ can put neighbouring features into the lanes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ..llvm import Function, Index, Value, type_of
+from ..llvm import I8, I32, PTR, VOID, Function, Index, Value, type_of
 from ..target import Target
 from ..tensors import Access, Buffer, Constant, Shape, Source, Tensor
 
@@ -79,12 +79,35 @@ class Schedule:
         self.lanes, self.blocks, self.tile = lanes, blocks, lanes * blocks
         self.width = target.lanes(dtype)
         self.samples = samples
+        self._passed: dict[Any, tuple[Callable[[], Value], Value]] | None = None  # to the function apart
         self._end = end * self.tile * samples
         self.spare = 0  # elements behind the buffers that steps use for themselves
         self.parameters, self._arena, self._external = parameters, arena, external
         self.by_sample = lanes == 1
         self.shifts: dict[Source, Index] = {}  # in a loop: by how many elements a source begins later
         self.sample: Index = 0  # which of the samples behind the pointers, where one sample is handled after the other
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """What is written inside becomes a function of its own, which others that compute the same share.
+
+        It gets the addresses that it uses as arguments.
+        """
+        outer, self.f = self.f, self.f.module.part()
+        self._passed = {}
+        yield
+        part, self.f = self.f, outer
+        part.ret()
+        pointers, self._passed = list(self._passed.values()), None
+        outer.call(outer.module.settle(part), VOID, *(make() for make, _ in pointers))
+
+    def _address(self, key: Any, make: Callable[[], Value]) -> Value:
+        """An address that is computed outside of the function that is being written, if it is one apart."""
+        if self._passed is None:
+            return make()
+        if key not in self._passed:
+            self._passed[key] = make, self.f.argument(PTR)
+        return self._passed[key][1].of(self.element)
 
     # Addresses
 
@@ -94,25 +117,26 @@ class Schedule:
 
     def table(self, array: np.ndarray) -> Value:
         """A pointer to int32 numbers among the parameters."""
-        from ..llvm import I32
-
-        return self.f.offset(self.f["parameters"].of(type_of(np.int8)), self.parameters.add(array, np.int32)).of(I32)
+        offset = self.parameters.add(array, np.int32)
+        return self._address(("table", offset), lambda: self.f.offset(self.f["parameters"].of(I8), offset)).of(I32)
 
     def _parameter(self, offset: int) -> Value:
-        return self.f.offset(self.f["parameters"].of(self.element), offset // self.element.bytes)
+        count = offset // self.element.bytes
+        return self._address(offset, lambda: self.f.offset(self.f["parameters"].of(self.element), count))
 
     def base(self, source: Source) -> Value:
         """The first element of a source."""
         if isinstance(source, Constant):
             return self._parameter(self.parameters.add(source.data, self.dtype, source))
         if source in self._external:
-            return self._external[source]
-        return self.f.offset(self.f["arena"].of(self.element), self._arena[source] * self.tile * self.samples)
+            return self._address(source, lambda: self._external[source]).of(type_of(source.dtype))
+        place = self._arena[source] * self.tile * self.samples
+        return self._address(source, lambda: self.f.offset(self.f["arena"].of(self.element), place))
 
     def scratch(self, count: int) -> Value:
         """A pointer to numbers that only one step uses."""
         self.spare = max(self.spare, -(-count // 16) * 16)
-        return self.f.offset(self.f["arena"].of(self.element), self._end)
+        return self._address("scratch", lambda: self.f.offset(self.f["arena"].of(self.element), self._end))
 
     def stride(self, source: Source) -> int:
         """Elements of memory between two features."""

@@ -132,7 +132,7 @@ def _multiply(s: Schedule, step: Conv, changed: Value, made: Value, tiles: int) 
                 for v in range(size):
                     sums[r][v].set(f.fma(loaded[v], value, sums[r][v].get()))
 
-        f.unrolled(channels, 4, accumulate)
+        f.unrolled(channels, 2, accumulate)
         target = made + f.add(f.mul(tile, outs), blocks.first(f, block))
         for r in range(parts.size):
             for v in range(size):
