@@ -4,7 +4,7 @@ Contenders take turns in windows of some milliseconds; the figures are the least
 microseconds for a step (for a sample, of LeNet). JAX is given twice: one jitted step with optax, and ten steps in a
 fori_loop. Each contender is given with the number of threads that it is fastest with; JAX takes what it wants.
 
-    python -m benchmarks fused_training [mlp-10000 mlp-64 lenet-2048 lenet-128 epochs]
+    python -m benchmarks.fused_training [mlp-10000 mlp-64 lenet-2048 lenet-128 epochs]
 
 `epochs` is the published example of SimpleChains: LeNet5 on 60,000 images of 28x28 for 10 epochs, end to end.
 """

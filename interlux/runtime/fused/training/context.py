@@ -77,6 +77,9 @@ class Context:
         return int(self._table.ctypes.data)
 
     def __setitem__(self, name: str, value: Any) -> None:
+        # finding an array's address takes a microsecond; only that of `index` is moved on by native code
+        if value is self._kept.get(name) and isinstance(value, np.ndarray) and name != "index":
+            return
         self._kept[name] = value
         place = _PLACES[name]
         if isinstance(value, np.ndarray):

@@ -137,6 +137,8 @@ class FusedTrainer(_Function):
         self.optimizer = optimizer
         self.learning_rate = optimizer.learning_rate
         self.batches = 0  # steps that were made
+        nothing = np.zeros(0, np.int64)
+        self._order = (0, 0, 0), nothing, nothing  # of the last call without shuffling
         # whether a batch of one sample has too little for a BatchNorm
         self._single = any(
             isinstance(s, BatchNormalization) and s.shape[1] == 1 and s.running for s in self._tape.steps
@@ -191,7 +193,13 @@ class FusedTrainer(_Function):
         size = samples if batch_size is None else min(int(batch_size), samples)
         per_epoch = -(-samples // size)
         count = per_epoch * (1 if epochs is None else epochs) if steps is None else steps
-        index, schedule = _schedule(samples, size, count, shuffle)
+        order = (samples, size, count)
+        if shuffle is None or shuffle is False:
+            if self._order[0] != order:
+                self._order = order, *_schedule(samples, size, count, None)
+            _, index, schedule = self._order
+        else:
+            index, schedule = _schedule(samples, size, count, shuffle)
         if self._single and np.any(schedule == 1):
             raise InvalidModelError("BatchNorm in training needs more than one value per channel in each batch")
         compiled = self._function(labels, size, optimizer=self.optimizer)
