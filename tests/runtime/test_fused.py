@@ -370,3 +370,42 @@ def test_wrong_inputs_are_named():
         runner(np.zeros((3, 4)))
     with pytest.raises(InvalidModelError, match="shape"):
         runner(np.zeros((3, 5), np.float32))
+
+
+class Counted(nn.Module):
+    """Images as bytes, classes as row numbers, and what is true of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(2, 5, 3), nn.Linear(80, 6)
+
+    def forward(self, images, mask):
+        x = torch.relu(self.first(images.float() / 255))
+        y = self.second(x.flatten(1)) * mask.float()
+        best = y.argmax(1)
+        return best, y.argmin(1, keepdim=True).float() + y, y > 0.1, (y * 7).long(), (y * 3).to(torch.int32)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("batch", [1, 3, 16, 37])
+def test_integers_and_truths(batch, target):
+    torch.manual_seed(0)
+    net = Counted().eval()
+    x, mask = torch.randint(0, 256, (batch, 2, 6, 6), dtype=torch.uint8), torch.rand(batch, 6) > 0.3
+    example = torch.zeros(3, 2, 6, 6, dtype=torch.uint8), torch.zeros(3, 6, dtype=torch.bool)
+    made = compiled(net, *example, target=target)(x.numpy(), mask.numpy())
+    for y, expected in zip(made, results(net, [x, mask]), strict=True):
+        assert y.dtype == expected.dtype
+        np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
+
+
+@cases(kind=st.sampled_from(["tan", "asin", "acos", "sinh", "cosh", "asinh", "acosh", "atanh", "pow", "trunc"]))
+def test_more_functions(kind, batch, dtype, target):
+    class Applied(nn.Module):
+        def forward(self, x, y):
+            x = torch.sigmoid(x) * 0.9
+            if kind == "pow":
+                return torch.pow(x, y)
+            return getattr(torch, kind)(x + (1.1 if kind == "acosh" else 0) if kind != "trunc" else y * 3)
+
+    check(Applied(), [(5,), (5,)], batch, dtype, target)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import Any, ClassVar
 
@@ -53,9 +53,8 @@ class Builder(Interpreter):
         from .operators import OPERATORS
 
         given = {name: value for name, value in attributes.items() if value is not None}
-        for value in inputs:
-            if isinstance(value, NotMade) and op_type != "GatherElements":
-                raise self.refuse(f"use of {value.what}")
+        if op_type != "GatherElements":
+            inputs = [self.made(value) for value in inputs]
         result: Any = None
         of_batch = op_type in ("ConstantOfShape", "Expand") and any(isinstance(i, Sizes) for i in inputs)
         if not any(isinstance(i, Tensor) for i in inputs) and not of_batch:
@@ -93,6 +92,14 @@ class Builder(Interpreter):
 
     def refuse(self, what: str) -> UnsupportedError:
         return UnsupportedError(f"the fused engine has no {what}{self.where()}")
+
+    def made(self, value: Any) -> Any:
+        """A value that steps make. Raises UnsupportedError if there are none for it."""
+        if not isinstance(value, NotMade):
+            return value
+        if value.make is None:
+            raise self.refuse(f"use of {value.what}")
+        return value.make()
 
     def tensor(self, value: Value) -> Tensor:
         """A value as a tensor; known numbers become a constant."""
@@ -183,7 +190,7 @@ class Builder(Interpreter):
 def _storage_order(operands: Sequence[Tensor], shape: Shape) -> tuple[int, ...]:
     """The order of axes in which the first operand of the full shape lies in memory: results are stored likewise."""
     for t in operands:
-        if t.is_constant or t.size != prod(shape) or len(np.unique(t.index)) < np.count_nonzero(t.index >= 0):
+        if t.is_constant or t.size != prod(shape) or np.bincount(t.index[t.index >= 0], minlength=1).max() > 1:
             continue
         steps = []
         for axis, size in enumerate(shape):
@@ -210,6 +217,7 @@ class NotMade:
 
     def __init__(self, what: str, greatest: tuple[Tensor, int] | None = None):
         self.what, self.greatest = what, greatest
+        self.make: Callable[[], Tensor] | None = None  # records the steps after all
 
 
 class _Missing:

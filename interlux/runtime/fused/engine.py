@@ -38,7 +38,7 @@ def built(program: Program, target: Target) -> Built:
         objects.put(key, binary)
     first = 1 if program.batched else 0
     inputs = tuple(Kind((b.size,), b.dtype) for b in program.inputs)
-    outputs = tuple(Kind(t.shape[first:], program.dtype) for t in program.outputs)
+    outputs = tuple(Kind(t.shape[first:], t.dtype) for t in program.outputs)
     return Built(binary, inputs, outputs, code.parameters, code.arena, code.grain)
 
 

@@ -135,6 +135,11 @@ def _interface(model: Model, program: Program, code: Code, name: str, target: Ta
         _port(spec, np.dtype(b.dtype), tuple(spec.shape or ())[first:], taken)
         for spec, b in zip(signature.inputs, program.inputs, strict=True)
     )
+    kinds = {t.dtype for t in program.outputs} | {b.dtype for b in program.inputs if b.dtype.itemsize < 4}
+    if kinds - {program.dtype}:
+        raise UnsupportedError(
+            f"C has no outputs but {program.dtype}, and no inputs of {_named(kinds - {program.dtype})}"
+        )
     names = [spec.name for spec in signature.outputs]
     outputs = tuple(
         _port(TensorSpec(own, program.dtype.name, None), program.dtype, t.shape[first:], taken)
@@ -154,6 +159,10 @@ def _interface(model: Model, program: Program, code: Code, name: str, target: Ta
         version=_version(source, target),
         weights=int(code.parameters.size),
     )
+
+
+def _named(kinds: set[np.dtype[Any]]) -> str:
+    return ", ".join(sorted(kind.name for kind in kinds))
 
 
 def _port(spec: TensorSpec, dtype: np.dtype[Any], shape: tuple[Any, ...], taken: set[str]) -> Port:

@@ -13,12 +13,13 @@ from .kernels.dense import dense, matmul
 from .kernels.elementwise import elementwise
 from .kernels.normalization import normalize, reduce, softmax
 from .kernels.pooling import pool
-from .kernels.rearranging import load_samples, lookup, rearrange, store_samples
+from .kernels.rearranging import as_output, convert, load_samples, lookup, rearrange, store_samples
 from .kernels.schedule import Parameters, Schedule
 from .llvm import I1, I8, I64, PTR, VOID, Function, Index, Module, Type, Value, type_of
 from .passes import arena
 from .steps import (
     Conv,
+    Convert,
     Dense,
     Elementwise,
     Lookup,
@@ -46,6 +47,7 @@ GENERATORS: dict[type[Step], Callable] = {
     Normalize: normalize,
     Softmax: softmax,
     Lookup: lookup,
+    Convert: convert,
 }
 CACHE = 1 << 20  # bytes: from an arena larger than that, samples in the lanes are slower than one after the other
 ROWS = 8  # samples for which a small batch reads the weights once
@@ -162,7 +164,7 @@ def _tile(
     _steps(s, program)
     for i, t in enumerate(program.outputs):
         first = _flat(t.access((t.size,))).offset
-        store_samples(s, s.at(t.source, first), 1, t.size, f[f"output{i}"].of(s.element))
+        store_samples(s, s.at(t.source, first), 1, t.size, f[f"output{i}"].of(type_of(t.dtype)))
     f.ret()
 
 
@@ -176,7 +178,13 @@ def _direct_outputs(program: Program) -> dict[Buffer, int]:
     found: dict[Buffer, int] = {}
     for i, t in enumerate(program.outputs):
         source = t.source
-        if isinstance(source, Buffer) and source.input is None and t.is_whole() and source not in found:
+        if (
+            isinstance(source, Buffer)
+            and source.input is None
+            and t.is_whole()
+            and source not in found
+            and t.dtype == source.dtype
+        ):
             found[source] = i
     return found
 
@@ -199,9 +207,9 @@ def _one(
     for i, t in enumerate(program.outputs):
         if isinstance(t.source, Buffer) and outside.get(t.source) == i:
             continue
-        source, target_ = s.at(t.source, _flat(t.access((t.size,))).offset), f[f"output{i}"].of(s.element)
+        source, to = s.at(t.source, _flat(t.access((t.size,))).offset), f[f"output{i}"].of(type_of(t.dtype))
         with f.loop(0, t.size) as k:
-            f.store(f.load(source + k), target_ + k)
+            f.store(as_output(f, f.load(source + k), type_of(t.dtype)), to + k)
     f.ret()
     return s.spare
 
@@ -239,7 +247,8 @@ def _few(
             s.sample = sample
             source = s.at(t.source, _flat(t.access((t.size,))).offset)
             s.sample = 0
-            f.store(f.load(source + k), f[f"output{i}"].of(s.element) + f.mul(sample, t.size) + k)
+            value = as_output(f, f.load(source + k), type_of(t.dtype))
+            f.store(value, f[f"output{i}"].of(type_of(t.dtype)) + f.mul(sample, t.size) + k)
     f.ret()
     return s.spare
 
@@ -261,9 +270,8 @@ def _run(module: Module, program: Program, tile: int, rows: int, scratch: int) -
     f = module.function("run", names, noalias=False)
     batch = f["batch"]
     f.exit_when(batch < 1)
-    element = type_of(program.dtype)
     inputs = [_Port(_pointer(f, f["inputs"], i).of(type_of(b.dtype)), b.size) for i, b in enumerate(program.inputs)]
-    outputs = [_Port(_pointer(f, f["outputs"], i).of(element), t.size) for i, t in enumerate(program.outputs)]
+    outputs = [_Port(_pointer(f, f["outputs"], i).of(type_of(t.dtype)), t.size) for i, t in enumerate(program.outputs)]
 
     def call(name: str, ports: list[Value]) -> None:
         f.call(name, VOID, *ports, f["parameters"], f["arena"])

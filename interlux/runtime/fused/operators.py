@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -12,8 +13,8 @@ from ...ir import dtypes
 from ...ir.windows import Window
 from .builder import Builder, NotMade, Value, logical_shape, reshape
 from .folding import Sizes, slices, unsqueezed
-from .steps import Conv, Dense, Lookup, MatMul, Normalize, Pool, Reduce, Softmax
-from .tensors import BATCH, Tensor, broadcast, common, constant, whole
+from .steps import Conv, Convert, Dense, Lookup, MatMul, Normalize, Pool, Reduce, Softmax
+from .tensors import BATCH, Buffer, Tensor, broadcast, common, constant, whole
 
 Ints = tuple[int, ...]
 OPERATORS: dict[str, Callable[..., Any]] = {}
@@ -28,12 +29,18 @@ def operator(function: Callable[..., Any]) -> Callable[..., Any]:
 
 _SCALAR = [
     "Abs",
+    "Acos",
+    "Acosh",
     "Add",
     "And",
+    "Asin",
+    "Asinh",
     "Atan",
+    "Atanh",
     "Ceil",
     "Celu",
     "Cos",
+    "Cosh",
     "Div",
     "Elu",
     "Equal",
@@ -64,11 +71,13 @@ _SCALAR = [
     "Sigmoid",
     "Sign",
     "Sin",
+    "Sinh",
     "Softplus",
     "Softsign",
     "Sqrt",
     "Sub",
     "Swish",
+    "Tan",
     "Tanh",
     "ThresholdedRelu",
     "Where",
@@ -112,7 +121,7 @@ def Clip(b: Builder, x: Tensor, low: Value | None = None, high: Value | None = N
 def Pow(b: Builder, x: Value, y: Value) -> Tensor:
     exponent = b.tensor(y)
     if not exponent.is_constant or exponent.size != 1:
-        raise b.refuse("Pow with an exponent that is not one number")
+        return b.elementwise("Pow", [x, y], {}, b.tensor(x).dtype)
     return b.elementwise("Pow", [x], {"exponent": float(exponent.values().item())}, b.tensor(x).dtype)
 
 
@@ -163,12 +172,23 @@ def Cast(b: Builder, x: Tensor, *, to: int, saturate: int = 1, round_mode: str =
     dtype = np.dtype(dtypes.from_onnx(to))
     if dtype == x.dtype:
         return x
-    same_kind = dtype.kind in "iu" and x.dtype.kind in "iu" and dtype.itemsize >= 4
-    if same_kind or (x.dtype == bool and dtype == b.dtype):  # a boolean is stored as 0.0 or 1.0
-        return Tensor(x.source, x.index, dtype if dtype == b.dtype else x.dtype, x.axis, x.outer, x.fill)
+    if isinstance(x.source, Buffer) and x.source.dtype != b.dtype:
+        if dtype.kind in "iu" and min(x.dtype.itemsize, dtype.itemsize) >= 4:
+            return replace(x, dtype=dtype)  # row numbers: read as the integers that they are
+        x = numbers(b, x)
+    if x.dtype.kind in "iub" and (dtype == b.dtype or (dtype.kind == "i" and dtype.itemsize >= x.dtype.itemsize)):
+        return replace(x, dtype=dtype)
+    if x.dtype == b.dtype and dtype in (np.int32, np.int64):
+        return replace(b.elementwise("Trunc", [x], {}, x.dtype), dtype=dtype)
     if dtype.kind == "b" and x.dtype == b.dtype:
         return b.elementwise("Not", [b.elementwise("Equal", [x, np.zeros((), b.dtype)], {})], {})
     raise b.refuse(f"Cast from {x.dtype.name} to {dtype.name}")
+
+
+def numbers(b: Builder, x: Tensor) -> Tensor:
+    """An integer or boolean input as floating-point numbers that stand for its elements; the dtype is still its own."""
+    made = b.result(Convert, [b.reach(x, (x.size,))], (x.size,), x)
+    return b.back(made, made.index.reshape(x.shape), x, x.axis)
 
 
 # Shapes
@@ -319,8 +339,8 @@ def Gather(b: Builder, x: Value, indices: Value, *, axis: int = 0) -> Tensor:
 
 def lookup(b: Builder, table: np.ndarray, indices: Tensor, axis: int) -> Tensor:
     """Parts of a known array by row numbers that depend on the input."""
-    if indices.dtype.kind not in "iu" or indices.dtype.itemsize < 4:
-        raise b.refuse(f"Gather with indices of {indices.dtype.name}")
+    if not isinstance(indices.source, Buffer) or indices.source.input is None or indices.source.dtype.itemsize < 4:
+        raise b.refuse(f"Gather with indices of {indices.dtype.name} that are computed")
     axis %= table.ndim
     if axis != 0:
         raise b.refuse("Gather with computed indices on an axis other than 0")
@@ -547,7 +567,23 @@ OPERATORS.update(
 
 @operator
 def ArgMax(b: Builder, x: Tensor, *, axis: int = 0, keepdims: int = 1, select_last_index: int = 0) -> NotMade:
-    return NotMade("the index of a maximum", (x, axis % len(x.shape)) if keepdims else None)
+    axis %= len(x.shape)
+    made = NotMade("the index of a maximum", (x, axis) if keepdims else None)
+    made.make = lambda: _place(b, x, "argmax", axis, keepdims, select_last_index)
+    return made
+
+
+@operator
+def ArgMin(b: Builder, x: Tensor, *, axis: int = 0, keepdims: int = 1, select_last_index: int = 0) -> Tensor:
+    return _place(b, x, "argmin", axis % len(x.shape), keepdims, select_last_index)
+
+
+def _place(b: Builder, x: Tensor, kind: str, axis: int, keepdims: int, last: int) -> Tensor:
+    """Where the extreme element is: a row number, stored as a floating-point one."""
+    if last or x.shape[axis] > 1 << 24:
+        raise b.refuse(f"{kind} of the last element, or of more than 2^24")
+    b.check_float(x)
+    return replace(reduced(b, x, kind, [axis], bool(keepdims), kind), dtype=np.dtype(np.int64))
 
 
 @operator

@@ -19,6 +19,7 @@ from .steps import Program
 from .tensors import Buffer, Tensor, whole
 
 _FLOATS = ("float32", "float64")
+_INTEGERS = ("int32", "int64", "uint8", "int8", "bool")  # of inputs that are row numbers, or cast
 
 
 def program_of(model: Model) -> Program:
@@ -57,9 +58,9 @@ def record(layer: Layer, params: Tree, states: Tree, kinds: Sequence[Kind], batc
     dtype = dtype_of(kinds, params, states)
     inputs = []
     for number, kind in enumerate(kinds):
-        if kind.dtype != dtype and kind.dtype not in (np.int32, np.int64):
+        if kind.dtype != dtype and kind.dtype.name not in _INTEGERS:
             raise UnsupportedError(f"the fused engine has no inputs of {kind.dtype} beside {dtype}; use one of float32 "
-                                   "and float64, and int32 or int64 for row numbers")  # fmt: skip
+                                   f"and float64, and {', '.join(_INTEGERS)}")  # fmt: skip
         inputs.append(Buffer(int(np.prod(kind.shape, dtype=np.int64)), kind.dtype, number))
     values = [
         whole(buffer, kind.shape, kind.dtype, 0 if batched else None)
@@ -111,10 +112,11 @@ def _execute(builder: Builder, layer: Layer, params: Tree, states: Tree, inputs:
 
 def _output(builder: Builder, value: Any, batched: bool, number: int) -> Tensor:
     """An output as a tensor whose samples lie one behind the other."""
-    if isinstance(value, NotMade):
+    if isinstance(value, NotMade) and value.make is None:
         raise UnsupportedError(f"the fused engine does not make {value.what} (output {number})")
-    tensor = builder.tensor(value)
-    if tensor.dtype != builder.dtype:
+    tensor = builder.tensor(builder.made(value))
+    raw = isinstance(tensor.source, Buffer) and tensor.source.dtype != builder.dtype
+    if raw or tensor.dtype not in (builder.dtype, np.int64, np.int32, np.bool_):
         raise UnsupportedError(f"the fused engine has no outputs of {tensor.dtype.name} (output {number})")
     if batched and tensor.axis is None:
         raise UnsupportedError(f"output {number} does not depend on the batch; the fused engine needs one that does")

@@ -14,10 +14,39 @@ Ints = tuple[int, ...]
 
 # Scalar operations of one or a few instructions, and those of up to about thirty
 LIGHT = frozenset(
-    (
-        "Abs Add And Constant Div Equal Greater GreaterOrEqual HardSigmoid HardSwish HardTanh Identity LeakyRelu Less "
-        "LessOrEqual Max Min Mul Neg Not Or PRelu Reciprocal Relu Rsqrt ScaleShift Sqrt Sub ThresholdedRelu Where Xor"
-    ).split()
+    [
+        "Abs",
+        "Add",
+        "And",
+        "Constant",
+        "Div",
+        "Equal",
+        "Greater",
+        "GreaterOrEqual",
+        "HardSigmoid",
+        "HardSwish",
+        "HardTanh",
+        "Identity",
+        "LeakyRelu",
+        "Less",
+        "LessOrEqual",
+        "Max",
+        "Min",
+        "Mul",
+        "Neg",
+        "Not",
+        "Or",
+        "PRelu",
+        "Reciprocal",
+        "Relu",
+        "Rsqrt",
+        "ScaleShift",
+        "Sqrt",
+        "Sub",
+        "ThresholdedRelu",
+        "Where",
+        "Xor",
+    ]
 )
 SHORT = frozenset(("Elu", "Exp", "Expm1", "Sigmoid", "Tanh"))
 
@@ -193,7 +222,7 @@ class Reduce(Step):
     """A reduction. operand: x [kept, reduced]; shape [kept].
 
     Arguments:
-        kind: sum, mean, max, min, prod, sum_square, l2, l1.
+        kind: sum, mean, max, min, prod, sum_square, l2, l1; argmax and argmin for the first place of the extreme.
     """
 
     kind: str
@@ -234,6 +263,11 @@ class Lookup(Step):
     """
 
     table: np.ndarray
+
+
+@dataclass(eq=False)
+class Convert(Step):
+    """Integers or booleans of an input as floating-point numbers. operand [count]; shape [count]."""
 
 
 @dataclass(frozen=True, eq=False)

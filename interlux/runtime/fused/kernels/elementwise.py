@@ -11,6 +11,7 @@ from ..activations import ACTIVATIONS
 from ..llvm import Function, Index, Value
 from ..steps import LIGHT, SHORT, Elementwise, Expression, Instruction
 from ..tensors import Access, Shape, Tensor
+from ..vectormath import rounded
 from .schedule import Blocks, Schedule, access_of, coalesced
 
 # Booleans are 0.0 and 1.0.
@@ -32,6 +33,7 @@ FUNCTIONS: dict[str, Callable[..., Value]] = {
     "Div": lambda f, a, b: a / b,
     "Max": lambda f, a, b: f.maximum(a, b),
     "Min": lambda f, a, b: f.minimum(a, b),
+    "Trunc": lambda f, x: rounded(f, x, "trunc"),
     "ScaleShift": lambda f, x, scale, shift: f.fma(x, scale, shift),
     "Equal": _comparison("eq"),
     "Less": _comparison("lt"),

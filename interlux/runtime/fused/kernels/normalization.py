@@ -37,6 +37,9 @@ def reduce(s: Schedule, step: Reduce) -> None:
     (x,) = step.operands
     count = x.shape[1]
     access = access_of(x)
+    if step.kind in ("argmax", "argmin"):
+        _extreme(s, step, access)
+        return
     change, combine, neutral = _KINDS[step.kind]
     finish = Epilogue(s, step.epilogue, step.shape)
     if s.by_sample and s.width > 1 and access.strides[0] == 1 and access.strides[1] != 1:
@@ -45,6 +48,26 @@ def reduce(s: Schedule, step: Reduce) -> None:
     with f.loop(0, x.shape[0]) as row:
         values = folded(s, x, access, [row], count, change, combine, neutral)
         s.store(finish([_final(f, step.kind, v, count) for v in values], [row]), s.at(step.output, row))
+
+
+def _extreme(s: Schedule, step: Reduce, access: Access) -> None:
+    """The first place of the greatest or least element; of the first NaN if there is one."""
+    f = s.f
+    (x,) = step.operands
+    finish = Epilogue(s, step.epilogue, step.shape)
+    relation = "gt" if step.kind == "argmax" else "lt"
+    with f.loop(0, x.shape[0]) as row:
+        best = [f.variable(value) for value in s.read(x, access, [row, 0])]
+        places = [f.variable(s.constant(0.0)) for _ in best]
+        count = f.variable(s.constant(0.0))
+        with f.loop(1, x.shape[1]) as k:
+            count.set(count.get() + 1.0)
+            for value, top, place in zip(s.read(x, access, [row, k]), best, places, strict=True):
+                number = f.eq(top.get(), top.get())  # once NaN, always NaN
+                better = (f.compare(relation, value, top.get()) | f.is_nan(value)) & number
+                top.set(f.select(better, value, top.get()))
+                place.set(f.select(better, count.get(), place.get()))
+        s.store(finish([place.get() for place in places], [row]), s.at(step.output, row))
 
 
 def _final(f: Function, kind: str, total: Value, count: int) -> Value:

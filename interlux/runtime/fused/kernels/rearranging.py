@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..llvm import I64, Index, Value
-from ..steps import Instruction, Lookup, Rearrange
+from ..llvm import I8, I64, Function, Index, Type, Value
+from ..steps import Convert, Instruction, Lookup, Rearrange
 from ..tensors import Access, Tensor
 from .elementwise import apply
 from .schedule import Schedule, access_of, coalesced
@@ -113,6 +113,18 @@ def lookup(s: Schedule, step: Lookup) -> None:
             f.store(value, target)
 
 
+def convert(s: Schedule, step: Convert) -> None:
+    """Integers of an input, which lie one sample behind the other, as floating-point numbers."""
+    f = s.f
+    (x,) = step.operands
+    access = access_of(x)
+    name = "sitofp" if x.dtype.kind == "i" else "uitofp"
+    with f.loop(0, step.shape[0]) as position, f.loop(0, s.tile) as sample:
+        index = f.add(s.index(access, [position]), f.mul(f.add(s.sample, sample), x.source.size))
+        value = f.cast(name, f.load(f.offset(s.base(x.source), index)), s.element)
+        f.store(value, s.at(step.output, position) + sample)
+
+
 # Between [sample][feature] outside and [feature][sample] inside
 
 
@@ -159,9 +171,20 @@ def load_samples(s: Schedule, outside: Value, size: int, inside: Value) -> None:
             block(rows + first, target + first * s.tile, size % lanes)
 
 
+def as_output(f: Function, value: Value, element: Type) -> Value:
+    """Floating-point numbers as what an output consists of: themselves, integers, or bytes 0 and 1."""
+    if element.is_float:
+        return value
+    if element == I8:
+        return f.cast("zext", f.compare("ne", value, 0.0), I8)
+    kind = element.vector(value.type.lanes)
+    return f.call(f"llvm.fptosi.sat.{kind.suffix}.{value.type.suffix}", kind, value)
+
+
 def store_samples(s: Schedule, inside: Value, stride: int, size: int, outside: Value) -> None:
-    """Features, `stride` apart, become `tile` rows of `size` numbers."""
+    """Features, `stride` apart, become `tile` rows of `size` numbers, of the type that `outside` points to."""
     f, lanes = s.f, s.lanes
+    element = outside.to or s.element
     align = lanes * s.element.bytes
     step = stride * s.tile
 
@@ -169,13 +192,14 @@ def store_samples(s: Schedule, inside: Value, stride: int, size: int, outside: V
         zero = f.const(0, s.element.vector(lanes))
         features = [f.load(source + k * step, lanes, align) if k < count else zero for k in range(lanes)]
         for i, row in enumerate(_transposed(s, features)):
-            f.store(row, rows + i * size, count=count)
+            f.store(as_output(f, row, element), rows + i * size, count=count)
 
     for n in range(s.blocks):
         source, rows = inside + n * lanes, outside + n * lanes * size
         if size in (1, 2, 4):
             joined = f.join([f.load(source + k * step, lanes, align) for k in range(size)])
-            f.store(f.shuffle(joined, None, [(i % size) * lanes + i // size for i in range(lanes * size)]), rows)
+            row = f.shuffle(joined, None, [(i % size) * lanes + i // size for i in range(lanes * size)])
+            f.store(as_output(f, row, element), rows)
             continue
         with f.loop(0, size // lanes) as i:
             block(source + f.mul(i, lanes * step), rows + f.mul(i, lanes), lanes)
