@@ -137,9 +137,7 @@ def _interface(model: Model, program: Program, code: Code, name: str, target: Ta
     )
     kinds = {t.dtype for t in program.outputs} | {b.dtype for b in program.inputs if b.dtype.itemsize < 4}
     if kinds - {program.dtype}:
-        raise UnsupportedError(
-            f"C has no outputs but {program.dtype}, and no inputs of {_named(kinds - {program.dtype})}"
-        )
+        raise UnsupportedError(f"exported models have no inputs or outputs of {_named(kinds - {program.dtype})}")
     names = [spec.name for spec in signature.outputs]
     outputs = tuple(
         _port(TensorSpec(own, program.dtype.name, None), program.dtype, t.shape[first:], taken)

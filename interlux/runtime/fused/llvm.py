@@ -746,9 +746,9 @@ class Module:
 
     def text(self) -> str:
         declared = [line for name, line in self._declared.items() if name not in self._functions]
-        return "\n".join(
-            [*self._globals.values(), *declared, *(function.text() for function in self._functions.values())]
-        )
+        parts = set(self._parts.values())  # before those that call them, for readers that want it so
+        functions = sorted(self._functions.values(), key=lambda function: function.name not in parts)
+        return "\n".join([*self._globals.values(), *declared, *(function.text() for function in functions)])
 
 
 def _literal(number: float | int | bool, type: Type) -> str:
