@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import importlib.util
 import itertools
+import os
+import shutil
 import statistics
 import sys
 import time
@@ -176,6 +179,43 @@ def eager(module: nn.Module, x: torch.Tensor) -> Callable[[], Any]:
     return run
 
 
+def compiled_torch(module: nn.Module, x: torch.Tensor) -> Callable[[], Any]:
+    """torch.compile with its own C++ code, which needs a compiler."""
+    torch._dynamo.reset()
+    function = torch.compile(module, dynamic=False)
+
+    def run() -> Any:
+        with torch.inference_mode():
+            return function(x)
+
+    run()
+    return run
+
+
+def openvino(model: ix.Model, x: np.ndarray) -> Callable[[], Any]:
+    import tempfile
+    from pathlib import Path
+
+    import openvino as ov
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        ix.to_onnx(model, path)
+        options = {"INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY"}
+        ready = ov.Core().compile_model(path, "CPU", {**options, "INFERENCE_PRECISION_HINT": "f32"})
+    request = ready.create_infer_request()
+    request.set_input_tensor(ov.Tensor(x, shared_memory=True))
+    return request.infer
+
+
+def available() -> list[str]:
+    """The peers that are installed; torch.compile only beside a C++ compiler."""
+    found = ["onnxruntime", "eager", "jax"]
+    if shutil.which(os.environ.get("CXX", "g++")):
+        found.append("compile")
+    return [*found, *(["openvino"] if importlib.util.find_spec("openvino") else [])]
+
+
 def jax_jit(model: ix.Model, x: np.ndarray) -> Callable[[], Any]:
     import jax
 
@@ -207,7 +247,11 @@ def windows(contenders: dict[str, Callable[[], Any]], rounds: int) -> dict[str, 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="benchmarks fused", description=__doc__)
     parser.add_argument("nets", nargs="*", help=f"of {', '.join(NETS)}; all by default")
-    parser.add_argument("--peers", default="onnxruntime,eager,jax", help="onnxruntime, eager, jax; separated by commas")
+    parser.add_argument(
+        "--peers",
+        default=",".join(available()),
+        help="those that are installed, of onnxruntime, eager, compile, openvino, jax",
+    )
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--batch", type=int, action="append")
     options = parser.parse_args(arguments)
@@ -228,6 +272,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             peers = {
                 "onnxruntime": lambda model=model, array=array: onnxruntime(model, array),
                 "eager": lambda module=module, x=x: eager(module, x),
+                "compile": lambda module=module, x=x: compiled_torch(module, x),
+                "openvino": lambda model=model, array=array: openvino(model, array),
                 "jax": lambda model=model, array=array: jax_jit(model, array),
             }
             contenders |= {peer: peers[peer]() for peer in options.peers.split(",") if peer}
