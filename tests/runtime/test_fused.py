@@ -409,3 +409,10 @@ def test_more_functions(kind, batch, dtype, target):
             return getattr(torch, kind)(x + (1.1 if kind == "acosh" else 0) if kind != "trunc" else y * 3)
 
     check(Applied(), [(5,), (5,)], batch, dtype, target)
+
+
+@cases(width=st.integers(130, 140), outs=st.integers(1, 40), act=st.sampled_from([nn.ReLU, nn.Tanh, nn.GELU]))
+def test_wide_layers(width, outs, act, batch, dtype, target):
+    """Weights are read for several samples at a time: in tiles of two vectors, and by blocks of eight."""
+    parts = [nn.Linear(7, width), act(), nn.Linear(width, width), act(), nn.Linear(width, outs), nn.Softmax(1)]
+    check(nn.Sequential(*parts), [(7,)], batch, dtype, target)

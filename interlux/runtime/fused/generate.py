@@ -53,7 +53,6 @@ CACHE = 1 << 20  # bytes: from an arena larger than that, samples in the lanes a
 ROWS = 8  # samples for which a small batch reads the weights once
 MANY = 1 << 14  # weights of fully connected layers from which that pays
 APART = 6  # steps from which each is a function
-BLOCKS = 1  # vectors of samples in a tile
 
 
 def repeat(s: Schedule, step: Repeat) -> None:
@@ -95,11 +94,12 @@ def generate(program: Program, target: Target) -> Code:
     element = type_of(program.dtype)
     lanes = target.lanes(program.dtype)
     own, size = arena(program, {b for b in program.inputs if b.dtype != program.dtype})
-    tile = lanes * BLOCKS
+    blocks = _blocks(program, target)
+    tile = lanes * blocks
     scratch = size * tile * element.bytes
     by_tiles = program.batched and lanes > 1 and scratch <= CACHE
     if by_tiles:
-        _tile(module, program, target, parameters, lanes, BLOCKS, own)
+        _tile(module, program, target, parameters, lanes, blocks, own)
     outside = _direct_outputs(program)
     places, size = arena(program, {*program.inputs, *outside})
     spare = _one(module, program, target, parameters, places, size, outside)
@@ -114,6 +114,13 @@ def generate(program: Program, target: Target) -> Code:
     blob = np.frombuffer(parameters.bytes(), np.uint8)
     scratch = max(tile_scratch + partial, _aligned((size + spare) * element.bytes))
     return Code(module.text(), blob, scratch, tile if by_tiles else max(rows, 1))
+
+
+def _blocks(program: Program, target: Target) -> int:
+    """Vectors of samples in a tile. Two where fully connected layers take the time: then weights, whose reading bounds
+    them, are read half as often; `few` takes what is less than a tile."""
+    simple = all(isinstance(step, Dense | Elementwise | Softmax | Rearrange) for step in program.steps)
+    return 2 if simple and target.registers >= 32 and _dense_weights(program) >= MANY else 1
 
 
 def _dense_weights(program: Program) -> int:
@@ -256,8 +263,8 @@ def _few(
 def _run(module: Module, program: Program, tile: int, rows: int, scratch: int) -> int:
     """`run(inputs, outputs, parameters, arena, batch)`.
 
-    A batch is cut into tiles; the last one overlaps the one before it. Less than a tile is copied to where a whole tile
-    has room, or, if it is little, computed sample by sample.
+    A batch is cut into tiles; the last one overlaps the one before it, or `few` computes what is left. Less than a tile
+    is copied to where a whole tile has room, or, if it is little, computed sample by sample.
 
     Arguments:
         tile: samples in a tile; 0: none.
@@ -282,8 +289,9 @@ def _run(module: Module, program: Program, tile: int, rows: int, scratch: int) -
         return 0
     ports = (*inputs, *outputs)
 
-    def in_blocks(name: str, size: int) -> None:
-        with f.loop(0, batch, size) as sample:
+    def in_blocks(name: str, size: int, begin: Index = 0) -> None:
+        """All samples from one on; the last block overlaps the one before it."""
+        with f.loop(begin, batch, size) as sample:
             call(name, [port.at(f, f.min(sample, batch - size)) for port in ports])
         f.ret()
         f.unreachable()
@@ -308,6 +316,12 @@ def _run(module: Module, program: Program, tile: int, rows: int, scratch: int) -
     used = 0
     if tile:
         with f.when(batch > tile - 1):
+            if rows:  # little that is left behind whole tiles takes less in smaller blocks
+                rest = f.op("urem", batch, tile)
+                with f.when((rest > 0) & (rest < tile // 2 + 1)):
+                    with f.loop(0, batch - rest, tile) as sample:
+                        call(f"tile{tile}", [port.at(f, sample) for port in ports])
+                    in_blocks("few", rows, batch - rest)
             in_blocks(f"tile{tile}", tile)
     if rows:
         with f.when(batch > rows - 1):
