@@ -14,6 +14,12 @@ import interlux as ix
 from tests.helpers import Calls
 from tests.torch_cases import Inputs, check_layer_in_training, check_operator
 
+# torch's words about the age of some of these functions
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The reduce argument of torch.scatter:UserWarning"),
+    pytest.mark.filterwarnings("ignore:index_reduce.. is in beta:UserWarning"),
+]
+
 tensor = torch.tensor
 Case = tuple[Callable[..., Any], Inputs]
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch.export.graph_signature import InputKind
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from ...ir.errors import InvalidModelError, UnsupportedError
 from ...ir.graph import Graph, ModuleCall
@@ -295,6 +296,8 @@ class ProgramImporter:
             if isinstance(error, InvalidModelError):
                 raise
             raise UnsupportedError(f"{target_name(node)} with these arguments: {error}") from error
+        except GuardOnDataDependentSymNode as error:
+            raise UnsupportedError(f"{target_name(node)} of sizes that depend on the data") from error
         return self._described(result, node.meta.get("val"), node.name)
 
     def _described(self, result: Any, val: Any, name: str) -> Any:

@@ -49,7 +49,22 @@ class _InFloat64(TorchDispatchMode):
                 for i, a in enumerate(args)
             )
             return pytree.tree_map(_double, func(*narrow, **kwargs))
+        if func is torch.ops.aten._grouped_mm.default and args[0].dtype is torch.float64:
+            return _grouped_mm(*args, **kwargs)
         return func(*args, **kwargs)
+
+
+def _grouped_mm(
+    x: torch.Tensor, weight: torch.Tensor, ends: torch.Tensor, bias: None = None, dtype: object = None
+) -> torch.Tensor:
+    """`torch._grouped_mm` of rows [rows, features] by matrices [groups, features, units] (what is imported of it),
+    which has no kernel for float64."""
+    products = x.new_zeros(x.shape[0], weight.shape[2])
+    start = 0
+    for matrix, end in zip(weight, ends.tolist(), strict=True):
+        products[start:end] = x[start:end] @ matrix
+        start = end
+    return products
 
 
 @contextmanager

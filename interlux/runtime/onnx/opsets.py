@@ -1,8 +1,8 @@
 """Primitives in older opsets: what an operator of the newest opset was before it existed, or had that form.
 
 A rule is entered with the version from which the operator has its present form; below that, the rule's function emits
-the
-older one. Operators without a rule are emitted as they are, or refused where an attribute or input did not exist yet.
+the older one. Operators without a rule are emitted as they are, or refused where an attribute or input did not exist
+yet.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ class NeedsOpset(UnsupportedError):
         self.opset = opset
 
 
+EVERY = 1 << 30  # the version of a rule for all opsets
 Rule = Callable[..., Any]
 _RULES: dict[str, tuple[int, Rule]] = {}
 
@@ -49,7 +50,7 @@ def lower(
     if op_type in _ALWAYS:
         return _ALWAYS[op_type](op, op_type, inputs, attributes)
     if op_type in _EPSILON and inputs[0] is not None and inputs[0].dtype == np.float64:
-        version, rule = 1 << 30, _EPSILON[op_type]  # attributes are float32: an epsilon would lose digits
+        version, rule = EVERY, _EPSILON[op_type]  # attributes are float32: an epsilon would lose digits
     else:
         version, rule = _RULES.get(op_type, (0, None))  # type: ignore[assignment]
     if rule is None or op.opset >= version:
@@ -96,18 +97,28 @@ def _reduction(op: OnnxInterpreter, op_type: str, inputs: Sequence[Any], attribu
     return op.emit(op_type, inputs[:1], {**kept, "axes": tuple(inputs[1].array.tolist())})
 
 
-@_below(18, "Pad")
+@_below(EVERY, "Pad")
 def _pad(op: OnnxInterpreter, op_type: str, inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
+    """The amounts of all axes: opset 18 could name some, but onnxruntime (1.31) misreads them when it moves a Transpose
+    through the Pad."""
     x, pads, constant, axes = (*inputs, None, None)[:4]
     if axes is None:
         return op.emit("Pad", inputs, attributes)
-    if pads.array is None or axes.array is None:
-        raise NeedsOpset(f"Pad of some axes by computed amounts needs opset 18{op.where()}", 18)
+    if axes.array is None:
+        if op.opset < 18:
+            raise NeedsOpset(f"Pad of computed axes needs opset 18{op.where()}", 18)
+        return op.emit("Pad", inputs, attributes)
     rank, some = op.rank_of(x), axes.array.tolist()
-    amounts = np.zeros((2, rank), np.int64)
-    amounts[:, [a % rank for a in some]] = pads.array.reshape(2, len(some))
+    places = np.full((2, rank), 2 * len(some))  # of the amounts in the list of those given, then 0
+    places[:, [a % rank for a in some]] = np.arange(2 * len(some)).reshape(2, len(some))
+    none = np.zeros(1, np.int64)
+    if pads.array is not None:
+        amounts = op.const(np.concatenate([pads.array, none])[places.reshape(-1)])
+    else:
+        listed = op.emit("Concat", [pads, op.const(none)], {"axis": 0})
+        amounts = op.emit("Gather", [listed, op.const(places.reshape(-1))], {"axis": 0})
     rest = [] if constant is None else [constant]
-    return op.emit("Pad", [x, op.const(amounts.reshape(-1)), *rest], attributes)
+    return op.emit("Pad", [x, amounts, *rest], attributes)
 
 
 @_below(14, "Trilu")

@@ -106,10 +106,13 @@ def ordered_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 
 def either(op: TorchBuilder, mask: Value, a: Value, b: Value) -> Value:
-    """a where the mask is true, else b, both of one dtype; onnxruntime's Where lacks bool and small integers."""
+    """a where the mask is true, else b, both of one dtype; onnxruntime's Where lacks bool and some
+    integers."""
     if a.dtype == bool:
         return op.Or(op.And(mask, a), op.And(op.Not(mask), b))
-    wide = ordered_dtype(a.dtype) if a.dtype.kind in "iu" else a.dtype
+    wide = a.dtype
+    if wide.kind in "iu":
+        wide = np.dtype(np.int64) if wide == np.uint64 else ordered_dtype(wide)
     return op.cast(op.Where(mask, op.cast(a, wide), op.cast(b, wide)), a.dtype)
 
 
