@@ -356,6 +356,42 @@ class Model:
             self, params=adopt(self.params, params, "parameters"), states=adopt(self.states, states, "states")
         )
 
+    def structured(self) -> Model:
+        """The same model with the modules of its source as nested layers.
+
+            layer, params, states = model.structured()
+            layer["features"]                           # a Chain, of what was an nn.Sequential
+            layer["layer1.0.conv1"], layer["layer1"][0]
+            layer.replaced("features.1", ix.layers.gelu).apply(params, states, x)
+
+        A module whose parts follow one another is a Chain, what goes around some layers and is added or joined to their
+        result a SkipConnection, anything else a Graph of named layers. It computes what the flat graph does in the same
+        order, with the same parameters and states, so that a trained tree of one fits the other. Layers that were built
+        by hand are nested already and stay as they are.
+        """
+        from .structure import structured
+
+        return structured(self)
+
+    def part(self, path: str, call: int = 0) -> Model:
+        """One module of the model as a model of its own.
+
+            sub, params, states = model.part("layer1.0")
+
+        Arguments:
+            path: of the module in the source, as print(model) shows it.
+            call: which of its calls, from 0.
+
+        Returns: a model with the parameters and states of the module under the names that they have in the module's
+        own state_dict. Arrays that it uses and that are not its own (seeds of random numbers) keep their whole path.
+        Inputs and outputs are the values that cross its border, in the order in which they are used and made.
+
+        Raises InvalidModelError if the model has no such call.
+        """
+        from .structure import part_of
+
+        return part_of(self, path, call)
+
     def require_signature(self) -> Signature:
         if self.signature is None:
             raise InvalidModelError(

@@ -88,7 +88,7 @@ ALL: list[Architecture] = [
         TEXT,
         "llama mistral qwen2 qwen3 phi phi3 persimmon stablelm starcoder2 olmo olmo2 olmo3 granite cohere cohere2 glm"
         " glm4 smollm3 exaone4 helium arcee apertus bitnet diffllama doge nanochat",
-        nemotron=_settings(head_dim=8),
+        nemotron=_settings(head_dim=8, num_key_value_heads=2),
     ),
     *_family("Gemma", TEXT, "gemma gemma2 gemma3_text vaultgemma"),
     *_family("latent attention", TEXT, "", minicpm3=_settings(**_LATENT), youtu=_settings(**_LATENT)),
@@ -113,7 +113,7 @@ ALL: list[Architecture] = [
         bamba=_settings(**_SCAN),
         granitemoehybrid=_settings(**_SCAN),
     ),
-    *_family("linear recurrences", TEXT, "rwkv", xlstm={"inputs": ("input_ids",)}),
+    *_family("linear recurrences", ("input_ids",), "xlstm", rwkv=_settings(rescale_every=0)),
     *_family("T5", PAIR, "t5 mt5 umt5 longt5 switch_transformers"),
     *_family(
         "BART",
@@ -153,7 +153,7 @@ ALL: list[Architecture] = [
     ),
     *_family("images as tokens", ("input_ids",), "imagegpt"),
     *_family("CLIP", BOTH, "clip altclip chinese_clip metaclip_2 siglip blip"),
-    *_family("vision and language", BOTH, "git flava clipseg visual_bert"),
+    *_family("vision and language", BOTH, "git flava clipseg", visual_bert={"inputs": TEXT}),
     *_family(
         "wav2vec",
         ("input_values",),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from .export import Args, ExportError, as_call, dimension_names, export, in_mode
 from .importer import UNIMPORTABLE, ProgramImporter, Unimportable
 from .modes import PairedModes, SingleMode, single
 from .places import Spot, class_name
+from .settling import settled
 from .state_files import is_weight_file, module_from_file
 from .structure import leaf_names, structure
 
@@ -127,11 +129,19 @@ def _from_module(
         from .opaque import Parts
 
         parts = {label: Parts(module) for label in (EVALUATION, TRAINING)}
+    notes: tuple[str, ...] = ()
     while True:
         try:
-            return _imported(module, args, kwargs, dynamic_shapes, name, seed, parts)
+            model = _imported(module, args, kwargs, dynamic_shapes, name, seed, parts)
+            return replace(model, notes=(*notes, *model.notes))
         except _Again:
             continue
+        except UnsupportedError:
+            after = None if wrap or notes else settled(module, args, kwargs)
+            if after is None:
+                raise
+            module, changed = after
+            notes = (f"the module changes itself when it is called ({', '.join(changed)}): as after its first call",)
 
 
 def _imported(
@@ -342,7 +352,9 @@ def _graph(
     graph = importer.run()
     trained = [trees.name_of(p) for p in importer.written if stored.tensors[trees.name_of(p)].requires_grad]
     if trained:
-        raise UnsupportedError("the module's forward writes to its parameters", trained)
+        raise UnsupportedError(
+            "the module's forward writes to its parameters (if only the first one does, call it once before)", trained
+        )
     return graph
 
 

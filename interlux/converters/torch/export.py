@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from ...ir.errors import InvalidModelError, UnsupportedError
 from .places import Spot, caller, causes, class_name, scripted, spot_of
+from .settling import as_it_was
 
 Args = tuple[Any, ...]
 Keeping = Callable[[Args, Mapping[str, Any]], AbstractContextManager[None]]
@@ -142,6 +143,7 @@ def export(
                 warnings.catch_warnings(record=True) as warned,
                 _torch_quiet(said),
                 _backwards_noted(module, {} if backwards is None else backwards),
+                as_it_was(module),
             ):
                 warnings.simplefilter("always")  # they are not shown: torch's own, about its future and such
                 program = torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)

@@ -138,6 +138,7 @@ class ProgramImporter:
         self.view_of: dict[Node, Node] = {}
         self.views: dict[Node, list[Node]] = {}
         self.doubtful: set[Node] = set()  # may be views or copies
+        self.stale: set[Node] = set()  # views of what was written to since they were made
         self.buffers: dict[Node, Path] = {}
         self.fresh = fresh
         self.order = {node: i for i, node in enumerate(program.graph.nodes)}
@@ -315,6 +316,8 @@ class ProgramImporter:
     def _resolved(self, node: Any) -> Any:
         while node in self.alias:
             node = self.alias[node]
+        if node in self.stale:
+            self._derive(node)
         return self.values.get(node, node)
 
     def _arguments(self, arguments: Any) -> Any:
@@ -467,6 +470,7 @@ class ProgramImporter:
         node = self._root(node)
         value = self._described(each_part(self.op.read, value), node.meta["val"], "")
         self.values[node] = value
+        self.stale.discard(node)
         base = self.view_of.get(node)
         if base is None:
             if node in self.buffers:
@@ -479,7 +483,7 @@ class ProgramImporter:
             if node in self.doubtful:
                 if self._is_read_later(base, node, cause):
                     self._cannot_follow(cause, node)
-                self._refresh(node, cause, kept)
+                self._outdate(node, cause, kept)
                 return
             if key not in VIEWS and key not in COMPLEX_VIEWS:  # the tensor itself
                 whole = value
@@ -490,7 +494,7 @@ class ProgramImporter:
                 rest, options = self._arguments(node.args[1:]), self._arguments(node.kwargs)
                 whole = writes[key](self.op, self._resolved(base), value, sizes, *rest, **options)
             self._write(base, whole, cause, kept=node)
-        self._refresh(node, cause, kept)
+        self._outdate(node, cause, kept)
 
     def _write_part(self, node: Node, split: Node, value: Value, cause: Node) -> None:
         """Brings what was written to one part of a split to the tensor that was split."""
@@ -514,23 +518,28 @@ class ProgramImporter:
         )
         self._write(base, whole, cause, kept=node)
 
-    def _refresh(self, node: Node, cause: Node, kept: Node | None) -> None:
-        """Derives the views of a written tensor anew."""
-        outer = self.op.node_now
+    def _outdate(self, node: Node, cause: Node, kept: Node | None) -> None:
+        """Marks the views of a written tensor, to be derived anew if they are read again."""
         for view in self.views.get(node, ()):
             if view is kept:
                 continue
-            if view in self.doubtful:
-                if any(self.order[user] > self.order[cause] for user in view.users):
-                    self._cannot_follow(cause, view)
-                continue
-            self.op.node_now = view
+            if view not in self.doubtful:
+                self.stale.add(view)
+                self._outdate(view, cause, kept)
+            elif any(self.order[user] > self.order[cause] for user in view.users):
+                self._cannot_follow(cause, view)
+
+    def _derive(self, view: Node) -> None:
+        """Derives a view anew from what its base is now."""
+        self.stale.remove(view)
+        outer, self.op.node_now = self.op.node_now, view
+        try:
             if view.target is operator.getitem:
                 self.values[view] = self._resolved(view.args[0])[view.args[1]]
             else:
                 self.values[view] = self._lower(view, target_name(view).removeprefix("aten."))
-            self._refresh(view, cause, kept)
-        self.op.node_now = outer
+        finally:
+            self.op.node_now = outer
 
     def _cannot_follow(self, cause: Node, view: Node) -> None:
         reason = "which may be a view or a copy" if view in self.doubtful else "which cannot be followed"

@@ -9,12 +9,14 @@ from ...ir.model import Structure
 
 
 def keys_of(spec: Any) -> list[str] | None:
-    """The names of a node's children where it has any: dicts, named tuples, dataclasses."""
+    """The names of a node's children where it has any: dicts, named tuples, torch's named results, dataclasses."""
     count = spec.num_children
     if spec.type is dict or (isinstance(spec.type, type) and issubclass(spec.type, dict)):
         keys = spec.context if isinstance(spec.context, list) else spec.context[-1] if spec.context else []
         return [str(k) for k in keys] if len(keys) == count else [str(i) for i in range(count)]
     fields = getattr(spec.type, "_fields", None)
+    if getattr(spec.type, "__module__", "") == "torch.return_types":  # sort, max, topk, …: sequences with names
+        fields = spec.type.__match_args__
     if fields and len(fields) == count:
         return list(fields)
     for candidate in (spec.context, *(spec.context if isinstance(spec.context, tuple | list) else ())):
