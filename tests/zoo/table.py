@@ -132,16 +132,28 @@ ALL: list[Architecture] = [
         swin2sr={**_settings(**(_WINDOWS | {"patch_size": 1, "image_size": 16})), "sizes": {"image": 16}},
         segformer={**_settings(**_PYRAMID), "sizes": _LARGER},
         poolformer={**_settings(**_PYRAMID), "sizes": _LARGER},
-        focalnet={},
-        pvt_v2={},
-        cvt={},
-        glpn={},
+        focalnet=_settings(embed_dim=16, depths=[1, 1, 1, 1]),
+        pvt_v2=_settings(**_PYRAMID, num_attention_heads=[1, 2, 2, 4]),
+        cvt=_settings(embed_dim=[16, 24, 32], num_heads=[1, 3, 4], depth=[1, 2, 3]),
+        glpn=_settings(**_PYRAMID, num_attention_heads=[1, 2, 2, 4]),
     ),
     *_family(
         "convolutional",
         IMAGE,
-        "mobilenet_v1 mobilevit swiftformer hgnet_v2",
-        mobilenet_v2={"sizes": _LARGER},
+        "",
+        mobilenet_v1=_settings(depth_multiplier=0.25),
+        mobilenet_v2={**_settings(depth_multiplier=0.25), "sizes": _LARGER},
+        mobilevit=_settings(hidden_sizes=[16, 24, 32], neck_hidden_sizes=[8, 8, 12, 16, 24, 32, 48]),
+        swiftformer=_settings(depths=[1, 1, 2, 1], embed_dims=[12, 16, 24, 32]),
+        hgnet_v2=_settings(
+            depths=[1, 1, 1, 1],
+            hidden_sizes=[16, 24, 32, 48],
+            stem_channels=[3, 8, 8],
+            stage_in_channels=[8, 16, 24, 32],
+            stage_mid_channels=[8, 8, 12, 16],
+            stage_out_channels=[16, 24, 32, 48],
+            stage_num_blocks=[1, 1, 2, 1],
+        ),
         resnet={**_settings(embedding_size=16, **_STAGES), "sizes": _LARGER},
         regnet={**_settings(embedding_size=16, groups_width=8, **_STAGES), "sizes": _LARGER},
         convnext={**_settings(**_STAGES), "sizes": _LARGER},
@@ -195,6 +207,15 @@ _DOUBLE = (
 _SINGLE_INSIDE = "modernbert xlnet gptj falcon llama qwen3 gemma2 cohere phi3 olmo2 minicpm3 mamba mamba2 t5 git"
 # tolerances of gradients and states of a training step in float64, besides the outputs
 TRAINED = dict.fromkeys(_DOUBLE.split(), 1e-10) | dict.fromkeys(_SINGLE_INSIDE.split(), 1e-6)
+
+_RELATIVES = (
+    "bert-generation camembert data2vec-text ernie xlm-roberta xlm-roberta-xl roberta-prelayernorm rembert dpr splinter"
+    " gte gpt_neox_japanese biogpt openai-gpt codegen arcee apertus doge helium smollm3 olmo olmo3 exaone4 stablelm"
+    " starcoder2 persimmon nanochat glm cohere2 gemma vaultgemma youtu jetmoe glm4_moe afmoe dots1 granitemoe phimoe"
+    " minimax falcon_mamba granitemoehybrid mt5 umt5 blenderbot mbart plbart mvp pegasus_x bigbird_pegasus vit_msn"
+    " ijepa dinov2_with_registers data2vec-vision pvt_v2 glpn altclip chinese_clip metaclip_2 unispeech data2vec-audio sew"
+)
+LONG = frozenset(_RELATIVES.split())  # close relatives of others in the table: only `-m long` runs them
 
 # torch.export or ONNX cannot take them; the words are those of the error
 REFUSED: list[tuple[Architecture, str]] = [
