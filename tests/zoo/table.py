@@ -213,7 +213,8 @@ _RELATIVES = (
     " gte gpt_neox_japanese biogpt openai-gpt codegen arcee apertus doge helium smollm3 olmo olmo3 exaone4 stablelm"
     " starcoder2 persimmon nanochat glm cohere2 gemma vaultgemma youtu jetmoe glm4_moe afmoe dots1 granitemoe phimoe"
     " minimax falcon_mamba granitemoehybrid mt5 umt5 blenderbot mbart plbart mvp pegasus_x bigbird_pegasus vit_msn"
-    " ijepa dinov2_with_registers data2vec-vision pvt_v2 glpn altclip chinese_clip metaclip_2 unispeech data2vec-audio sew"
+    " ijepa dinov2_with_registers data2vec-vision pvt_v2 glpn altclip chinese_clip metaclip_2 unispeech data2vec-audio"
+    " sew"
 )
 LONG = frozenset(_RELATIVES.split())  # close relatives of others in the table: only `-m long` runs them
 
