@@ -27,6 +27,7 @@ from ..runner import refuse_written_states
 from . import opsets
 from .assembly import Emission, Emitted, EmittedGraph, EmittedNode, assemble
 from .opsets import NeedsOpset
+from .tidy import tidy
 
 OLDEST_OPSET = 13
 DEFAULT_OPSET = 20  # every runtime in use reads it; raised to what a model needs
@@ -291,6 +292,7 @@ def _emission(model: Model, opset: int) -> Emission:
     outputs = op.own_outputs(y if isinstance(y, tuple) else (y,))
     for spec, value in zip(signature.outputs, outputs, strict=True):
         value.name = spec.name
-    made = assemble(model, opset, op.nodes, inputs, stored.values(), op.constants(), outputs)
+    nodes = op.nodes if model.metadata.get("source") == "onnx" else tidy(op, outputs)  # ONNX comes back as it was
+    made = assemble(model, opset, nodes, inputs, stored.values(), op.constants(), outputs)
     made.check(opset)
     return made

@@ -33,7 +33,8 @@ from .sizes import (
 @aten("view", "reshape", "flatten.using_ints", "unflatten.int", "_unsafe_view", "view_as", "reshape_as", "ravel")
 @aten("atleast_1d", "atleast_2d", "atleast_3d")
 def view(op: TorchBuilder, x: Value, *rest: Any) -> Value:
-    return op.reshape(x, list(op.result.shape))
+    same = op.shape(op.result.shape) == x.shape
+    return op.Identity(x) if same else op.reshape(x, list(op.result.shape))
 
 
 @aten("atleast_1d.Sequence", "atleast_2d.Sequence", "atleast_3d.Sequence")
@@ -126,7 +127,7 @@ def slice_(
     op: TorchBuilder, x: Value, axis: int = 0, start: Size | None = None, end: Size | None = None, step: int = 1
 ) -> Value:
     start, end = 0 if start is None else start, MAX_INT64 if end is None else end
-    if isinstance(start, int) and start == 0 and isinstance(end, int) and end == MAX_INT64 and step == 1:
+    if op.shape(op.result.shape) == x.shape and step == 1:  # all of it
         return op.Identity(x)
     return op.Slice(x, op.size(start), op.size(end), op.ints(op.axis(axis, op.rank_of(x))), op.ints(step))
 
@@ -473,6 +474,8 @@ def pad(op: TorchBuilder, x: Value, pads: Sequence[Size], mode: str = "constant"
 
 def _pad(op: TorchBuilder, x: Value, pads: Sequence[Size], mode: str, value: Any) -> Value:
     """torch lists (begin, end) from the last axis on; ONNX all begins, then all ends."""
+    if all(isinstance(p, int) and p == 0 for p in pads):
+        return op.Identity(x)
     rank = op.rank_of(x)
     axes = [rank - 1 - i for i in range(len(pads) // 2)]
     amounts = op.sizes([*pads[0::2], *pads[1::2]])
