@@ -135,10 +135,11 @@ class Graph(Composite):
         return dict.fromkeys(path for node in self.nodes for _, path in (*node.params, *node.states))
 
     def pruned(self) -> Graph:
-        """Without the nodes whose results nothing reads; writes to states are kept."""
+        """Without the nodes whose results nothing reads; writes to states are kept, but for the seeds of random
+        numbers."""
         live, kept = set(self.outputs), []
         for node in reversed(self.nodes):
-            if live.intersection(node.outputs) or node.states:
+            if live.intersection(node.outputs) or any(slot != "seed" for slot, _ in node.states):
                 live.update(i for i in node.inputs if i is not None)
                 kept.append(node)
         names = {name for node in kept for name in node.outputs} | set(self.inputs)

@@ -22,6 +22,7 @@ import numpy as np
 
 from . import layers as _layers
 from . import trees
+from .conditions import Condition, from_lists
 from .dtypes import dtype_named
 from .errors import InvalidModelError, UnsafeInputError, UnsupportedError
 from .foreign import Foreign
@@ -176,7 +177,7 @@ def _encode_signature(signature: Signature) -> dict[str, Any]:
         "dims": {k: [d.minimum, d.maximum, d.multiple_of] for k, d in signature.dims.items()},
         "in_structure": signature.in_structure,
         "out_structure": signature.out_structure,
-    }
+    } | ({"conditions": [[c.text, c.tree] for c in signature.conditions]} if signature.conditions else {})
 
 
 def _decode_signature(content: dict[str, Any]) -> Signature:
@@ -198,6 +199,7 @@ def _decode_signature(content: dict[str, Any]) -> Signature:
         {name: Dimension(*dim) for name, dim in content["dims"].items()},
         content["in_structure"],
         content["out_structure"],
+        tuple(Condition(str(text), from_lists(tree)) for text, tree in content.get("conditions", ())),
     )
 
 

@@ -466,6 +466,8 @@ def structured(model: Model) -> Model:
 
 def part_of(model: Model, path: str, call: int) -> Model:
     """One module of a model: see `Model.part`."""
+    if not path and not call:
+        return model
     if not any(_in_call(node, path, call) for graph in _graphs(model.layer) for node in graph.nodes):
         return _child_of(model, path, call)
     names, module = _Names(model), trees.path_of(path)
@@ -561,12 +563,23 @@ def _child_of(model: Model, path: str, call: int) -> Model:
     layer = _modes(model.layer)[-1]
     if call or not isinstance(layer, Composite) or any(node.scope for graph in _graphs(layer) for node in graph.nodes):
         where = f"call {call + 1} of {path!r}" if call else repr(path)
-        raise InvalidModelError(f"the model has no {where}; print(model) shows its modules")
+        raise InvalidModelError(f"the model has no {where}; {_nearby(model, path)}")
     params, states = model.params, model.states
     for place in layer.places(path):
         params, states = arrays_of_child(layer, place, params, states)
         layer = layer.children()[place][1]
     return Model(layer, params, states)
+
+
+def _nearby(model: Model, path: str) -> str:
+    """What to give instead of a path that is no module that is called: the modules inside it."""
+    scopes = (call.path for graph in _graphs(model.layer) for node in graph.nodes for call in node.scope)
+    inside = {p: None for p in scopes if p.startswith(f"{path}.")}
+    children = [p for p in inside if not any(p.startswith(f"{other}.") for other in inside)]
+    if not children:
+        return "print(model) shows its modules"
+    more = f" and {len(children) - 5} more" if len(children) > 5 else ""
+    return f"it is only a list of these: {', '.join(map(repr, children[:5]))}{more}"
 
 
 def arrays_of_child(layer: Layer, place: int, params: trees.Tree, states: trees.Tree) -> tuple[trees.Tree, trees.Tree]:

@@ -138,7 +138,7 @@ def test_07_a_write_to_parameters_is_refused() -> None:
             module.weight.mul_(0.9)
         return x * module.weight
 
-    with pytest.raises(ix.UnsupportedError, match=r"writes to its parameters: weight"):
+    with pytest.raises(ix.UnsupportedError, match=r"writes to its parameters .*: weight"):
         ix.from_torch(Calls(forward, weight=nn.Parameter(torch.ones(3))), torch.randn(2, 3))
 
 
@@ -537,11 +537,6 @@ def test_constants_of_both_modes_are_kept_apart_and_names_never_clash() -> None:
     assert list(ix.torch_state_dict(model)) == ["interlux", "seed"]
 
 
-def test_sizes_as_results_are_refused() -> None:
-    with pytest.raises(ix.UnsupportedError, match="result 1 of the module is a size"):
-        ix.from_torch(Calls(lambda m, x: (x, x.shape[0])), torch.randn(3, 4))
-
-
 # --- found by reviews
 
 
@@ -561,15 +556,15 @@ def test_lifted_constants_of_both_modes_are_kept_apart() -> None:
 
 
 @pytest.mark.parametrize("change", [lambda y: y.t_(), lambda y: y.unsqueeze_(0), lambda y: y.transpose_(0, 1)])
-def test_changing_a_view_in_place_is_refused(change: Any) -> None:
+def test_changing_a_view_in_place_leaves_other_views(change: Any) -> None:
     def forward(module: Any, x: torch.Tensor) -> Any:
         y = x * 1
         row = y[0]
         change(y)
-        return row
+        return row, y.add_(1)
 
-    with pytest.raises(ix.UnsupportedError, match="_ in the top module|_.default|_.int"):
-        ix.from_torch(Calls(forward), torch.randn(3, 3), None)
+    module = Calls(forward)
+    check_outputs(module, ix.from_torch(module, torch.randn(3, 3), None), [torch.randn(3, 3)])
 
 
 def test_statistics_read_after_the_layer_are_the_new_ones() -> None:

@@ -63,6 +63,7 @@ class TorchBuilder(GraphBuilder):
         self.dim_names = dim_names  # of torch's symbols
         self._symbols: dict[str, tuple[Value, int, int, int]] = {}  # symbol -> tensor, axis, factor, offset
         self._sizes: dict[str, Value] = {}
+        self.not_one: dict[str, str] = {}  # symbols of sizes that must not be 1 -> where
 
     # --- sizes
 

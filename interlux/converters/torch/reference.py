@@ -101,7 +101,9 @@ class TorchSource:
     """
 
     def __init__(self, source: torch.nn.Module | torch.export.ExportedProgram, model: Model):
+        self._arguments = None  # how they nest, where their classes matter
         if isinstance(source, torch.export.ExportedProgram):
+            self._arguments = source.call_spec.in_spec
             self.description = "the exported program in PyTorch"
             self._module: torch.nn.Module = source.module(check_guards=False)
             with warnings.catch_warnings():
@@ -141,6 +143,8 @@ class TorchSource:
         if form is not None:
             args = [filled(s, tensors) for s in form["args"].values()]
             kwargs = {name: filled(s, tensors) for name, s in form["kwargs"].items()}
+            if self._arguments is not None:
+                args, kwargs = pytree.tree_unflatten(pytree.tree_leaves((args, kwargs)), self._arguments)
         with torch.no_grad(), without_fast_path():
             results = [x for x in pytree.tree_leaves(module(*args, **kwargs)) if isinstance(x, torch.Tensor)]
         if len(results) != len(self._signature.outputs):

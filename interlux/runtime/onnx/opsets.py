@@ -49,6 +49,10 @@ def lower(
     """The outputs of an operator in the older form that the target opset needs; None where it needs none."""
     if op_type in _ALWAYS:
         return _ALWAYS[op_type](op, op_type, inputs, attributes)
+    if op_type in _LONG and inputs[0] is not None and inputs[0].dtype in (np.int64, np.uint64):
+        exact = _LONG[op_type](op, op_type, inputs, attributes)
+        if exact is not None:
+            return exact
     if op_type in _EPSILON and inputs[0] is not None and inputs[0].dtype == np.float64:
         version, rule = EVERY, _EPSILON[op_type]  # attributes are float32: an epsilon would lose digits
     else:
@@ -72,6 +76,7 @@ def _refuse_random(op: OnnxInterpreter, op_type: str, inputs: Sequence[Any], att
 
 _ALWAYS: dict[str, Rule] = {
     "StopGradient": _identity,  # ONNX carries no gradients
+    "StraightThrough": _identity,
     "StopRowGradient": _identity,
     "SeededUniform": _refuse_random,
 }
@@ -230,6 +235,46 @@ def _batch_norm(op: OnnxInterpreter, op_type: str, inputs: Sequence[Any], attrib
     column = op.ints(-1, *(1,) * (op.rank_of(x) - 2))
     centred = op.Sub(x, op.Reshape(mean, column))
     return op.Add(op.Mul(centred, op.Reshape(factor, column)), op.Reshape(bias, column))
+
+
+def _long_extreme(op: OnnxInterpreter, op_type: str, inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
+    """The largest or smallest of 64-bit integers, one axis after the other: onnxruntime's (1.31) ReduceMax and
+    ReduceMin compare the upper halves only where they are vectorised, its TopK the whole."""
+    x, axes, *_ = (*inputs, None)
+    if x.dtype != np.int64:
+        return None  # onnxruntime has none, nor a TopK
+    if axes is not None and axes.array is None:
+        raise UnsupportedError(
+            f"{op_type} of int64 along computed axes: onnxruntime is wrong there from 2**31 on; cast to int32"
+            f"{op.where()}"
+        )
+    some = [] if axes is None else axes.array.tolist()
+    if not some and attributes.get("noop_with_empty_axes", 0):
+        return op.Identity(x)
+    y = x if some else op.Reshape(x, op.ints(-1))
+    for axis in some or [0]:
+        y, _ = op.call("TopK", [y, op.ints(1)], {"axis": axis, "largest": int(op_type == "ReduceMax")}, 2)
+    if not attributes.get("keepdims", 1):
+        return op.Squeeze(y, op.ints(*(some or [0])))
+    return y if some else op.Reshape(y, op.Expand(op.ints(1), op.Shape(op.Shape(x))))
+
+
+def _long_mod(op: OnnxInterpreter, op_type: str, inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
+    """The remainder with the sign of the dividend, of the one with that of the divisor: for the former onnxruntime
+    (1.31) goes through float64, which has no 64 bits."""
+    if not attributes.get("fmod", 0):
+        return None
+    x, y = inputs
+    rest = op.Mod(x, y)
+    if x.dtype == np.uint64:
+        return rest
+    zero = op.const(0, like=x)
+    differs = op.And(op.Not(op.Equal(rest, zero)), op.Xor(op.Less(rest, zero), op.Less(x, zero)))
+    return op.Where(differs, op.Sub(rest, y), rest)
+
+
+# 64-bit integers that onnxruntime computes wrong
+_LONG: dict[str, Rule] = {"ReduceMax": _long_extreme, "ReduceMin": _long_extreme, "Mod": _long_mod}
 
 
 # The same in primitives, for float64: ONNX's attributes are float32

@@ -290,12 +290,10 @@ def hints_wrapper(importer: ProgramImporter, node: Node) -> Any:
 
 @higher_order("wrap_with_set_grad_enabled")
 def set_grad_enabled(importer: ProgramImporter, node: Node) -> Any:
-    """A block under torch.no_grad (or enable_grad): its results have no gradient."""
+    """A block under torch.no_grad (or enable_grad): its results have no gradient, what it writes to keeps its own."""
     enabled, graph, *operands = node.args
-    given = [importer.resolved(o) for o in operands]
-    outputs = importer.inline(node, graph_in(graph), operands)
-    if not enabled:
-        importer.stop_gradients(outputs, given)
+    inline = importer.inline if enabled else importer.inline_untracked
+    outputs = inline(node, graph_in(graph), operands)
     return tuple(importer.resolved(o) for o in outputs)
 
 

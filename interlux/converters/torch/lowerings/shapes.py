@@ -62,6 +62,10 @@ def squeeze(op: TorchBuilder, x: Value, axes: int | Sequence[int] | None = None)
     rank = op.rank_of(x)
     wanted = range(rank) if axes is None else [axes] if isinstance(axes, int) else axes
     removed = [a for a in (op.axis(a, rank) for a in wanted) if x.shape is not None and x.shape[a] == 1]
+    for axis in (op.axis(a, rank) for a in wanted):
+        size = sizes_of(op, 0)[axis]
+        if isinstance(size, torch.SymInt):  # kept, and removed where it is 1
+            op.not_one.update({str(s): f"squeeze{op.where()}" for s in [size.node.expr] if s.is_Symbol})
     return op.Squeeze(x, op.ints(*removed)) if removed else op.Identity(x)
 
 
