@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -24,6 +25,21 @@ class Exchanges(nn.Module):
             made = nn.Linear(4, 3)
             made.weight, made.bias = self.inner.weight, self.inner.bias
             self.inner, self.ready = made, True
+        return self.inner(x)
+
+
+class Looks(nn.Module):
+    """Looks at its first input, which cannot be traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.ready = nn.Linear(4, 3), False
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.ready:
+            if x.abs().max() > 1e9:
+                raise ValueError("too large")
+            self.ready = True
         return self.inner(x)
 
 
@@ -53,13 +69,15 @@ class Remembers(nn.Module):
         return self.last * 2
 
 
-def test_a_part_exchanged_in_the_first_call() -> None:
+@pytest.mark.parametrize("kind", [Exchanges, Looks])
+def test_what_only_the_first_call_does(kind: type[nn.Module]) -> None:
     torch.manual_seed(0)
-    module = Exchanges().eval()
+    module: Any = kind().eval()
     part = module.inner
     model = ix.from_torch(module, torch.randn(2, 4))
     assert module.inner is part and not module.ready
-    assert any("changes itself when it is called" in note and "ready" in note for note in model.notes)
+    said = [note for note in model.notes if "changes itself when it is called" in note and "ready" in note]
+    assert len(said) == (kind is Looks)
     check_batches(module, model, [(torch.randn(b, 4),) for b in (2, 3)])
     assert list(ix.torch_state_dict(model)) == ["inner.weight", "inner.bias"]
 
