@@ -18,7 +18,7 @@ CORE = ("numpy", "ml_dtypes", "safetensors", "click", "rich")
 EXTRAS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "torch": ("import from PyTorch", ("torch",)),
     "onnx": ("ONNX in and out, onnxruntime", ("onnx", "onnxruntime", "pillow")),
-    "jax": ("run on JAX; the reference of saved models", ("jax", "jaxlib")),
+    "jax": ("run on JAX; the reference of saved models", ("jax", "jaxlib", "optax")),
     "report": ("HTML reports", ("jinja2",)),
 }
 # other names under which a package is distributed
