@@ -707,8 +707,9 @@ def test_a_signal_while_jax_compiles(delay: float, tmp_path: Path) -> None:
     (tmp_path / "told.py").write_text(
         "import interlux.runtime.verify as v\noriginal = v.verify\n"
         "def told(*a, **k):\n    print('verifying', flush=True)\n    return original(*a, **k)\n"
-        "v.verify = told\nfrom interlux.cli import main\n"
-        f"raise SystemExit(main(['convert', {str(FIXTURES / 'digits_resnet.pt2')!r}, 'm.onnx', '--backend', 'jax']))\n"
+        "v.verify = told\nimport sys\nfrom interlux.cli import main\n"
+        f"sys.argv = ['interlux', 'convert', {str(FIXTURES / 'digits_resnet.pt2')!r}, 'm.onnx', '--backend', 'jax']\n"
+        "sys.exit(main())\n"
     )
     env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     running = subprocess.Popen([sys.executable, "told.py"], cwd=tmp_path, env=env, stdout=subprocess.PIPE, text=True)
