@@ -53,7 +53,7 @@ class Watching(TorchFunctionMode):
             )
         if func is torch.functional.cdist:  # by itself it chooses by the numbers of rows, what is computed is the same
             kwargs["compute_mode"] = "donot_use_mm_for_euclid_dist"
-        if not torch.compiler.is_compiling() and any(  # torch.cond and its like compile their branches
+        if not torch.compiler.is_dynamo_compiling() and any(  # torch.cond and its like compile their branches
             isinstance(a, torch.Tensor) and torch._C._functorch.is_gradtrackingtensor(a) for a in args
         ):
             self._note(self.unseen, _TRANSFORMED)
