@@ -109,21 +109,25 @@ def _pad(op: OnnxInterpreter, op_type: str, inputs: Sequence[Any], attributes: d
     x, pads, constant, axes = (*inputs, None, None)[:4]
     if axes is None:
         return op.emit("Pad", inputs, attributes)
-    if axes.array is None:
-        if op.opset < 18:
-            raise NeedsOpset(f"Pad of computed axes needs opset 18{op.where()}", 18)
-        return op.emit("Pad", inputs, attributes)
-    rank, some = op.rank_of(x), axes.array.tolist()
-    places = np.full((2, rank), 2 * len(some))  # of the amounts in the list of those given, then 0
-    places[:, [a % rank for a in some]] = np.arange(2 * len(some)).reshape(2, len(some))
+    rest = [] if constant is None else [constant]
+    return op.emit("Pad", [x, _pads_of_all_axes(op, x, pads, axes), *rest], attributes)
+
+
+def _pads_of_all_axes(op: OnnxInterpreter, x: Any, pads: Any, axes: Any) -> Any:
+    shape = op.shape_of(x)
+    if shape is None or axes.array is None:  # the amounts are laid into zeros, two for each axis
+        rank = op.Size(op.Shape(x))
+        places = op.Mod(op.cast(axes, np.int64), rank)
+        none = op.ConstantOfShape(op.Mul(op.ints(2), rank), value=np.zeros(1, np.int64))
+        return op.ScatterElements(none, op.Concat(places, op.Add(places, rank), axis=0), pads, axis=0)
+    some, rank = axes.array.tolist(), len(shape)
+    chosen = np.full((2, rank), 2 * len(some))  # of the amounts in the list of those given, then 0
+    chosen[:, [a % rank for a in some]] = np.arange(2 * len(some)).reshape(2, len(some))
     none = np.zeros(1, np.int64)
     if pads.array is not None:
-        amounts = op.const(np.concatenate([pads.array, none])[places.reshape(-1)])
-    else:
-        listed = op.emit("Concat", [pads, op.const(none)], {"axis": 0})
-        amounts = op.emit("Gather", [listed, op.const(places.reshape(-1))], {"axis": 0})
-    rest = [] if constant is None else [constant]
-    return op.emit("Pad", [x, amounts, *rest], attributes)
+        return op.const(np.concatenate([pads.array, none])[chosen.reshape(-1)])
+    listed = op.Concat(pads, none, axis=0)
+    return op.Gather(listed, chosen.reshape(-1), axis=0)
 
 
 @_below(14, "Trilu")
