@@ -14,6 +14,18 @@ from tests.helpers import Calls, check_batches, check_training
 Inputs = Callable[[int], tuple[torch.Tensor, ...]]  # of a batch size
 
 
+def rows(b: int) -> tuple[torch.Tensor, ...]:
+    return (torch.randn(b, 6),)
+
+
+def sequences(b: int) -> tuple[torch.Tensor, ...]:
+    return (torch.randn(b, 5, 6),)
+
+
+def integers(b: int) -> tuple[torch.Tensor, ...]:
+    return (torch.randint(-9, 9, (b, 6)),)
+
+
 def perturbed(module: nn.Module) -> nn.Module:
     """Weights and statistics that are not what a fresh module has: no zeros, no ones."""
     generator = torch.Generator().manual_seed(1)

@@ -16,7 +16,7 @@ from torch.nn.utils import parametrizations, rnn
 
 import interlux as ix
 from tests.helpers import Calls, check_outputs
-from tests.torch_cases import Inputs, check_layer, check_layer_in_training, check_operator
+from tests.torch_cases import Inputs, check_layer, check_layer_in_training, check_operator, rows, sequences
 
 # torch's words about its own implementations of some of these layers
 pytestmark = [
@@ -33,20 +33,12 @@ def images(b: int) -> tuple[torch.Tensor, ...]:
     return (torch.randn(b, 4, 9, 7),)
 
 
-def sequences(b: int) -> tuple[torch.Tensor, ...]:
-    return (torch.randn(b, 5, 6),)
-
-
 def signals(b: int) -> tuple[torch.Tensor, ...]:
     return (torch.randn(b, 4, 11),)
 
 
 def volumes(b: int) -> tuple[torch.Tensor, ...]:
     return (torch.randn(b, 4, 5, 6, 4),)
-
-
-def rows(b: int) -> tuple[torch.Tensor, ...]:
-    return (torch.randn(b, 6),)
 
 
 def tokens(b: int) -> tuple[torch.Tensor, ...]:

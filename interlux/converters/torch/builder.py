@@ -156,11 +156,6 @@ class TorchBuilder(GraphBuilder):
         """The name of the operator that is being lowered, without namespace and overload."""
         return str(self.fx_node.target).split(".")[1]
 
-    @property
-    def spatial_rank(self) -> int:
-        """Of operators that are named by it: conv2d, max_pool1d, …"""
-        return int(self.operator[-2])
-
     # --- training and evaluation
 
     def mode(self, training: bool) -> str:

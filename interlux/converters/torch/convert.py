@@ -258,8 +258,7 @@ def _exported(
     parts: Parts | None,
 ) -> tuple[Program, dict[str, Spot], dict[str, str]]:
     """The program of one mode, the places of functions whose own backward it has not, and those that decide by whether
-    a size (a symbol) is 1. What torch.export cannot
-    follow is added to `parts`, if they are given."""
+    a size (a symbol) is 1. What torch.export cannot follow is added to `parts`, if they are given."""
     while True:
         backwards: dict[str, Spot] = {}
         not_one: dict[str, str] = {}
@@ -411,7 +410,7 @@ def _graph(
 
 def _user_inputs(program: Program) -> list[torch.fx.Node]:
     names = set(program.graph_signature.user_inputs)
-    return [n for n in program.graph.nodes if n.op == "placeholder" and n.name in names]
+    return [n for n in program.graph.find_nodes(op="placeholder") if n.name in names]
 
 
 def dim_names(program: Program, given: Names = None) -> dict[str, str]:

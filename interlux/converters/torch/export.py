@@ -236,7 +236,7 @@ def _refuse_memory(module: torch.nn.Module, program: torch.export.ExportedProgra
     also reads: in the program it is a constant."""
     head, found, _ = warning.partition(" assigned during export")
     assigned = set(re.findall(r"self\.([\w.]+)", head)) if found else set()
-    users = {node.name: node.users for node in program.graph.nodes if node.op == "placeholder"}
+    users = {node.name: node.users for node in program.graph.find_nodes(op="placeholder")}
     for spec in program.graph_signature.input_specs:
         if spec.target in assigned and users.get(getattr(spec.arg, "name", "")):
             owner = str(spec.target).rpartition(".")[0]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import sympy
@@ -17,7 +17,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from ...ir.conditions import Condition, Tree
 from ...ir.errors import UnsupportedError
-from .places import caller
+from .places import TORCH, caller
 
 # torch's classes of sympy expressions
 _FUNCTIONS = {
@@ -51,13 +51,8 @@ _FUNCTIONS = {
     "Not": "not",
     "Xor": "xor",
 }
-_TORCH = Path(torch.__file__).parent
-_SYMBOLIC = (
-    "symbolic_shapes.py",
-    "sym_node.py",
-    "recording.py",
-    "__init__.py",
-)  # of torch, between code and the question
+# of torch, between code and the question
+_SYMBOLIC = ("symbolic_shapes.py", "sym_node.py", "recording.py", "__init__.py")
 
 
 def conditions(
@@ -75,7 +70,7 @@ def conditions(
     for symbol, where in not_one.items():
         name = names.get(symbol, symbol)
         found[f"{name} != 1"] = Condition(f"{name} != 1 ({where})", ("ne", name, 1))
-    known = {symbol for node in program.graph.nodes if node.op == "placeholder" for symbol in _symbols(node)}
+    known = {symbol for node in program.graph.find_nodes(op="placeholder") for symbol in _symbols(node)}
     for node in program.graph.nodes:
         mode = getattr(node.meta.get("val"), "fake_mode", None)
         environment = getattr(mode, "shape_env", None)
@@ -160,8 +155,8 @@ def conditions_of_code(
     """
     shapes = {
         node.name: node.meta["val"].shape
-        for node in program.graph.nodes
-        if node.op == "placeholder" and isinstance(node.meta.get("val"), torch.Tensor)
+        for node in program.graph.find_nodes(op="placeholder")
+        if isinstance(node.meta.get("val"), torch.Tensor)
     }
 
     def size(path: str, axis: int) -> Tree:
@@ -221,8 +216,8 @@ def decisions_on_one(module: torch.nn.Module, found: dict[str, str]) -> Iterator
             return result
         if isinstance(orig_expr, sympy.Basic) and len(orig_expr.free_symbols) == 1:
             (symbol,) = orig_expr.free_symbols
-            if _by_a_network() and _at_one(orig_expr, symbol) != result:
-                found.setdefault(str(symbol), str(caller(module, sys._getframe(1))))
+            if str(symbol) not in found and _by_a_network() and _at_one(orig_expr, symbol) != result:
+                found[str(symbol)] = str(caller(module, sys._getframe(1)))
         return result
 
     # torch looks at the frame that asks (is it an assert?) and takes the first that is not of its own files
@@ -247,11 +242,11 @@ def _by_a_network() -> bool:
     plain one. torch's operators ask without that."""
     frame, conversion = sys._getframe(2), False
     while frame is not None:
-        path = Path(frame.f_code.co_filename)
-        if not path.is_relative_to(_TORCH):
+        file = frame.f_code.co_filename
+        if not file.startswith(TORCH):
             return conversion
-        if path.name not in _SYMBOLIC:
+        if os.path.basename(file) not in _SYMBOLIC:
             return False
-        conversion = path == _TORCH / "__init__.py" and frame.f_code.co_name in _CONVERSIONS
+        conversion = file == f"{TORCH}__init__.py" and frame.f_code.co_name in _CONVERSIONS
         frame = frame.f_back  # type: ignore[assignment]
     return False

@@ -5,7 +5,6 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -27,6 +26,7 @@ from .lowerings.control import HIGHER_ORDER, autocast, unneeded
 from .lowerings.spectral import COMPLEX, COMPLEX_VIEW_WRITES, COMPLEX_VIEWS, as_pairs, is_complex, split_pairs
 from .lowerings.views import EACH_A_VIEW, MAYBE_VIEWS, PART_WRITES, PASSING, VIEW_WRITES, VIEWS, estimated
 from .modes import FLAGS, arguments, counts_batches, target_name
+from .places import short_file
 
 Node = torch.fx.Node
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
@@ -56,10 +56,7 @@ def source_line(stack_trace: str | None) -> str:
     if not frames:
         return ""
     file, line = frames[-1]
-    path = file.replace("\\", "/").rpartition("site-packages/")[2]
-    if path.startswith("/") or ":" in path[:3]:
-        path = "/".join(PurePosixPath(path).parts[-2:])
-    return f"{path}:{line}"
+    return short_file(file, int(line))
 
 
 def outs(node: Node) -> dict[str, Node]:
@@ -178,7 +175,7 @@ class ProgramImporter:
         for spec in self.program.graph_signature.input_specs:
             if hasattr(spec.arg, "name") and spec.kind == InputKind.CUSTOM_OBJ:
                 raise UnsupportedError(f"the program takes a custom object ({spec.arg.name})")
-        placeholders = {n.name: n for n in self.program.graph.nodes if n.op == "placeholder"}
+        placeholders = {n.name: n for n in self.program.graph.find_nodes(op="placeholder")}
         for spec in self.program.graph_signature.input_specs:
             name = getattr(spec.arg, "name", None)
             if name in placeholders:
@@ -289,7 +286,7 @@ class ProgramImporter:
             except RefusedInside:
                 self._unknown(node)
             except UnsupportedError as error:
-                self._collect(place, f"{place.source}: {error}" if place.source not in str(error) else str(error))
+                self._refused(place, error)
                 self._unknown(node)
         elif self._is_in_place(node):
             self._in_place(node, place)
@@ -302,7 +299,7 @@ class ProgramImporter:
             try:
                 self.values[node] = self._lower(node, key)
             except UnsupportedError as error:  # collected, so that the user sees everything at once
-                self._collect(place, f"{place.source}: {error}" if place.source not in str(error) else str(error))
+                self._refused(place, error)
                 self._unknown(node)
             self._note_view(node, key)
 
@@ -311,6 +308,9 @@ class ProgramImporter:
         words = (place.scope[-1].module_class if place.scope else "", place.source.removeprefix(name).strip())
         where = ", ".join(word for word in words if word)
         self._collect(place, f"{name} in {module}" + (f" ({where})" if where else ""))
+
+    def _refused(self, place: Place, error: UnsupportedError) -> None:
+        self._collect(place, f"{place.source}: {error}" if place.source not in str(error) else str(error))
 
     def _collect(self, place: Place, text: str) -> None:
         self.refusals += 1
@@ -389,8 +389,7 @@ class ProgramImporter:
 
     def inline(self, node: Node, module: torch.fx.GraphModule, operands: Sequence[Any]) -> list[Any]:
         """Executes a graph as if its nodes stood where the higher-order operator does. Returns its outputs' nodes."""
-        names = [n for n in module.graph.nodes if n.op == "placeholder"]
-        for placeholder, operand in zip(names, operands, strict=True):
+        for placeholder, operand in zip(module.graph.find_nodes(op="placeholder"), operands, strict=True):
             if isinstance(operand, Node):
                 self.alias[placeholder] = operand
             else:
@@ -427,8 +426,7 @@ class ProgramImporter:
     def run_inside(self, module: torch.fx.GraphModule, operands: Sequence[Any], builder: TorchBuilder) -> list[Any]:
         """Executes a graph on values, recorded by a builder. Returns the values of its outputs."""
         outer, self.op = self.op, builder
-        names = [n for n in module.graph.nodes if n.op == "placeholder"]
-        for placeholder, operand in zip(names, operands, strict=True):
+        for placeholder, operand in zip(module.graph.find_nodes(op="placeholder"), operands, strict=True):
             self.values[placeholder] = operand
             self.captured.add(placeholder)
         before = self.refusals
@@ -473,7 +471,7 @@ class ProgramImporter:
                 for each, value in zip(written, values if len(written) > 1 else [values], strict=True):
                     self._write(each, value, node)
             except UnsupportedError as error:
-                self._collect(place, f"{place.source}: {error}" if place.source not in str(error) else str(error))
+                self._refused(place, error)
         if renamed:
             self._unknown(node)
         elif len(written) > 1:

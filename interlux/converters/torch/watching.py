@@ -60,7 +60,8 @@ class Watching(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _note(self, found: dict[str, Spot], what: str) -> None:
-        found.setdefault(what, caller(self._module, sys._getframe(2)))
+        if what not in found:
+            found[what] = caller(self._module, sys._getframe(2))
 
     def explained(self, reason: str, spot: Spot) -> tuple[str, Spot]:
         """Reason and place of an error of torch.export; where it only says that something was not traced, what and

@@ -14,7 +14,7 @@ from ...builder import Value
 from ..builder import MAX_INT64, Size, TorchBuilder
 from .registry import aten
 from .sizes import (
-    at_least_1d,
+    along_one_axis,
     expanded,
     inverse,
     is_one,
@@ -257,14 +257,9 @@ def tile(op: TorchBuilder, x: Value, repeats: Sequence[Size]) -> Value:
 def repeat_interleave(
     op: TorchBuilder, x: Value, repeats: Size, axis: int | None = None, *, output_size: Size | None = None
 ) -> Value:
-    sizes = sizes_of(op, 0)
-    if axis is None:
-        x, axis, sizes = op.Reshape(x, op.ints(-1)), 0, [product(sizes)]
-    elif not sizes:
-        x, sizes = at_least_1d(op, x), [1]
-    axis = op.axis(axis, len(sizes)) + 1
-    wanted = op.sizes([*(1,) * axis, repeats, *(1,) * (len(sizes) - axis)])
-    return op.reshape(op.Expand(op.Unsqueeze(x, op.ints(axis)), wanted), op.result.shape)
+    x, axis, sizes = along_one_axis(op, x, axis)
+    wanted = op.sizes([*(1,) * (axis + 1), repeats, *(1,) * (len(sizes) - axis - 1)])
+    return op.reshape(op.Expand(op.Unsqueeze(x, op.ints(axis + 1)), wanted), op.result.shape)
 
 
 @aten("flip", "flipud", "fliplr")
