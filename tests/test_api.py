@@ -125,7 +125,8 @@ def blocks(language: str) -> list[str]:
 
 
 def test_the_tour_in_the_readme_runs(tmp_path: Path) -> None:
-    code = "\n".join(["import warnings", "warnings.simplefilter('error')", *blocks("python")])
+    tour = "\n".join(blocks("python"))
+    code = "import warnings\nwarnings.simplefilter('error')\n" + tour
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,

@@ -9,9 +9,21 @@ import torch
 from torch import nn
 
 import interlux as ix
-from tests.helpers import Calls, check_outputs, check_training
+from tests.helpers import Calls, check_batches, check_training
 
 Inputs = Callable[[int], tuple[torch.Tensor, ...]]  # of a batch size
+
+
+def rows(b: int) -> tuple[torch.Tensor, ...]:
+    return (torch.randn(b, 6),)
+
+
+def sequences(b: int) -> tuple[torch.Tensor, ...]:
+    return (torch.randn(b, 5, 6),)
+
+
+def integers(b: int) -> tuple[torch.Tensor, ...]:
+    return (torch.randint(-9, 9, (b, 6)),)
 
 
 def perturbed(module: nn.Module) -> nn.Module:
@@ -31,8 +43,7 @@ def check_operator(function: Callable[..., Any], inputs: Inputs, batches: Sequen
     torch.manual_seed(0)
     module = Calls(function)
     model = ix.from_torch(module, inputs(batches[0]), "batch" if len(batches) > 1 else None)
-    for batch in batches:
-        check_outputs(module, model, inputs(batch))
+    check_batches(module, model, [inputs(batch) for batch in batches])
 
 
 def check_layer(make: Callable[[], nn.Module], inputs: Inputs, batches: Sequence[int] = (3, 1, 2, 5)) -> None:
@@ -40,8 +51,7 @@ def check_layer(make: Callable[[], nn.Module], inputs: Inputs, batches: Sequence
     torch.manual_seed(0)
     module = perturbed(make()).eval()
     model = ix.from_torch(module, inputs(batches[0]), "batch" if len(batches) > 1 else None)
-    for batch in batches:
-        check_outputs(module, model, inputs(batch))
+    check_batches(module, model, [inputs(batch) for batch in batches])
     expected = module.state_dict()
     found = ix.torch_state_dict(model)
     assert list(found) == list(expected)

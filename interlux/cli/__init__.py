@@ -19,6 +19,9 @@ A sub-command imports what it needs when it runs: `interlux --help` imports clic
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -63,6 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 error = Stopped(state.signals.number)
             if error is not None:
                 code = _report(state, error)
+            if isinstance(error, Stopped) and argv is None:
+                atexit.register(_leave, code)
     try:
         state.finish(code)
     except BrokenPipeError:
@@ -76,6 +81,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if code == BROKEN_PIPE:
         state.drop_stdout()
     return code
+
+
+def _leave(code: int) -> None:
+    """Ends the process before the frameworks are torn down: stopped in a computation, some crash there."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+    os._exit(code)
 
 
 def _report(state: State, error: BaseException) -> int:

@@ -17,8 +17,8 @@ CORE = ("numpy", "ml_dtypes", "safetensors", "click", "rich")
 # extra: what it is for, and its packages
 EXTRAS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "torch": ("import from PyTorch", ("torch",)),
-    "onnx": ("ONNX in and out, onnxruntime", ("onnx", "onnxruntime")),
-    "jax": ("run on JAX; the reference of saved models", ("jax", "jaxlib")),
+    "onnx": ("ONNX in and out, onnxruntime", ("onnx", "onnxruntime", "pillow")),
+    "jax": ("run on JAX; the reference of saved models", ("jax", "jaxlib", "optax")),
     "report": ("HTML reports", ("jinja2",)),
 }
 # other names under which a package is distributed

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -138,12 +138,13 @@ def _from_weights(
     with needs("torch"):
         from ..converters.torch.state_files import filled, module_from_file, read_state_dict
     if arch is None:
-        module, own = module_from_file(path, None, trust)
+        module, own, _ = module_from_file(path, None, trust)
         return _from_module(module, text, own, None, examples, name, path)
     made, origin = _call(arch)
     module, own = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
-    module = filled(module, read_state_dict(path, trust), arch, path)
-    return _from_module(module, text, own, origin, examples, name, path)
+    module, notes = filled(module, read_state_dict(path, trust), arch, path)
+    opened = _from_module(module, text, own, origin, examples, name, path)
+    return replace(opened, model=replace(opened.model, notes=(*notes, *opened.model.notes)))
 
 
 def _from_function(text: str, examples: Sequence[str] | Arrays, name: str | None) -> Opened:

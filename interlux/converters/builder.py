@@ -159,7 +159,8 @@ class GraphBuilder(Interpreter):
             made = Value(value.dtype, value.shape, name_of(value.path))
             self._read[value.path] = made
             late = value.path in self._rewritten
-            record = _Record("", Stored(), (), (made,), (("value", value.path),), (), (), "")
+            scope = self._place.scope if late else ()
+            record = _Record("", Stored(), (), (made,), (("value", value.path),), (), scope, "")
             (self._body.nodes if late else self._body.head).append(record)
         return self._read[value.path]
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 from . import trees
 from .errors import InvalidModelError, UnsupportedError
 from .interpreter import Interpreter, Value
-from .layer import Layer
+from .layer import Composite, Layer
 from .trees import Path
 
 
@@ -43,8 +43,9 @@ class Node:
         layer: what is computed.
         inputs: names of values, None for an absent optional input.
         outputs: names of the values made.
-        params, states: (slot, path) pairs: which stored arrays the layer finds under which name. A path under `params`
-            that is not among the model's parameters (a frozen weight) is taken from its states.
+        params, states: (slot, path) pairs: which stored arrays the layer finds under which name, which is dotted if
+            the layer is made of layers. A path under `params` that is not among the model's parameters (a frozen
+            weight) is taken from its states.
         scope: the module calls that the node came from, outermost first.
         source: the source's own words for it: an operator, a line of code.
     """
@@ -65,7 +66,7 @@ class Node:
 
 
 @dataclass(frozen=True, eq=False)
-class Graph(Layer):
+class Graph(Composite):
     """A layer made of nodes in topological order. Parameters and states are found by their global paths.
 
     Arguments:
@@ -121,19 +122,24 @@ class Graph(Layer):
                 f"{len(self.inputs)} inputs are needed ({', '.join(self.inputs)}), not {len(inputs)}"
             )
         environment: dict[str | None, Value] = {None: None, **dict(zip(self.inputs, inputs, strict=True))}
-        written = execute(self.nodes, op, params, states, environment, train=train)
+        outer, op.known = op.known, self.values
+        try:
+            written = execute(self.nodes, op, params, states, environment, train=train)
+        finally:
+            op.known = outer
         results = tuple(environment[o] for o in self.outputs)
-        return (results[0] if len(results) == 1 else results), trees.updated(states, written)
+        return (results[0] if len(results) == 1 else results), trees.updated(states, written) if written else states
 
     def paths(self) -> dict[Path, None]:
         """The paths of all parameters and states that nodes use, in order."""
         return dict.fromkeys(path for node in self.nodes for _, path in (*node.params, *node.states))
 
     def pruned(self) -> Graph:
-        """Without the nodes whose results nothing reads; writes to states are kept."""
+        """Without the nodes whose results nothing reads; writes to states are kept, but for the seeds of random
+        numbers."""
         live, kept = set(self.outputs), []
         for node in reversed(self.nodes):
-            if live.intersection(node.outputs) or node.states:
+            if live.intersection(node.outputs) or any(slot != "seed" for slot, _ in node.states):
                 live.update(i for i in node.inputs if i is not None)
                 kept.append(node)
         names = {name for node in kept for name in node.outputs} | set(self.inputs)
@@ -146,6 +152,16 @@ class Graph(Layer):
             below = max((level.get(i, 0) for i in node.inputs if i is not None), default=0)
             level.update(dict.fromkeys(node.outputs, below + bool(node.inputs)))
         return max((level[o] for o in self.outputs), default=0)
+
+    def children(self) -> tuple[tuple[str, Layer], ...]:
+        return tuple((node.name, node.layer) for node in self.nodes)
+
+    def with_children(self, layers: Sequence[Layer]) -> Self:
+        pairs = zip(self.nodes, layers, strict=True)
+        return replace(self, nodes=tuple(replace(node, layer=layer) for node, layer in pairs))
+
+    def binds_one(self) -> bool:
+        return len(self.nodes) == 1 and (self.inputs, self.outputs) == (self.nodes[0].inputs, self.nodes[0].outputs)
 
     def nested(self) -> tuple[Node | Call, ...]:
         """The nodes grouped by the module calls they came from; `flattened` reverses it."""
@@ -181,15 +197,24 @@ def execute(
         raise InvalidModelError(f"there is no parameter or state {trees.name_of(path)!r}")
 
     for node in nodes:
-        own_params = {slot: stored(path, params, states) for slot, path in node.params}
-        own_states = {slot: stored(path, states, params) for slot, path in node.states}
+        own_params: Mapping[str, Any] = {slot: stored(path, params, states) for slot, path in node.params}
+        own_states: Mapping[str, Any] = {slot: stored(path, states, params) for slot, path in node.states}
+        is_nested = isinstance(node.layer, Composite)
+        if is_nested:
+            own_params, own_states = (_tree_of(slots) for slots in (own_params, own_states))
         arguments = [environment[i] for i in node.inputs]
         outputs, new = op.node(node, own_params, own_states, arguments, train=train)
         for slot, path in node.states:
-            if new.get(slot) is not own_states[slot] and slot in new:
-                written[path] = new[slot]
+            place = trees.path_of(slot) if is_nested else (slot,)
+            value = trees.find(new, place)
+            if value is not None and value is not trees.find(own_states, place):
+                written[path] = value
         environment.update(zip(node.outputs, outputs, strict=True))
     return written
+
+
+def _tree_of(slots: Mapping[str, Value]) -> trees.Tree:
+    return trees.from_leaves((trees.path_of(slot), value) for slot, value in slots.items())
 
 
 @dataclass(frozen=True)
@@ -218,12 +243,31 @@ def flattened(view: Iterable[Node | Call]) -> tuple[Node, ...]:
 
 
 @dataclass(frozen=True)
-class ByMode(Layer):
+class ByMode(Composite):
     """Two layers of the same inputs, outputs and arrays: a source whose code differs between training and
     evaluation."""
 
     training: Layer
     evaluation: Layer
+
+    def children(self) -> tuple[tuple[str, Layer], ...]:
+        return (("training", self.training), ("evaluation", self.evaluation))
+
+    def with_children(self, layers: Sequence[Layer]) -> Self:
+        return type(self)(*layers)
+
+    def __getitem__(self, key: str | int) -> Layer:
+        """The layer at a key in evaluation, unless it is the name of a mode."""
+        if key in ("training", "evaluation") or not isinstance(self.evaluation, Composite):
+            return super().__getitem__(key)
+        return self.evaluation[key]
+
+    def replaced(self, key: str | int, layer: Layer) -> Self:
+        """As in every composite layer; in both modes, unless the key is the name of one."""
+        if key in ("training", "evaluation"):
+            return super().replaced(key, layer)
+        both = (self.training, self.evaluation)
+        return self.with_children([mode.replaced(key, layer) if isinstance(mode, Composite) else mode for mode in both])
 
     def forward(
         self, op: Interpreter, params: Mapping[str, Any], states: Mapping[str, Any], *inputs: Value, train: bool

@@ -22,7 +22,7 @@ from .errors import UnsupportedError
 
 if TYPE_CHECKING:
     from .foreign import Foreign
-    from .graph import Node
+    from .graph import Node, ValueInfo
     from .layer import Layer
     from .layers.control import Control
 
@@ -49,6 +49,7 @@ class Interpreter:
 
     name: ClassVar[str] = "an interpreter"
     overrides: ClassVar[Mapping[type[Layer], Override]] = {}
+    known: Mapping[str, ValueInfo] = {}  # what the graph that is being executed says of its values
 
     def __init__(self) -> None:
         self.place: tuple[str, ...] = ()  # names of the layers that are being executed, outermost first

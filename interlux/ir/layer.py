@@ -5,9 +5,9 @@ After Lux.jl (AbstractLuxLayer: initialparameters, initialstates, apply).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -66,6 +66,102 @@ class Layer:
     def children(self) -> tuple[tuple[str, Layer], ...]:
         """The layers inside this one with their keys in the trees."""
         return ()
+
+
+class Composite(Layer):
+    """Base of layers made of other layers, which are found and replaced by name.
+
+        layer["features"][0]                    by name, or by position
+        layer["features.0"]                     by the dotted path of a module
+        layer.replaced("features.0", other)     the same layer with another one at that place
+
+    A child without a name (a residual connection within a module) is only a level of the structure: its arrays lie in
+    its parent's branch, and the layers inside it are found as if they were the parent's.
+    """
+
+    def with_children(self, layers: Sequence[Layer]) -> Self:
+        """The same layer with other children, in the order of `children`."""
+        raise UnsupportedError(f"the layers inside a {type(self).__name__} cannot be replaced")
+
+    def binds_one(self) -> bool:
+        """Whether this only says where its one layer finds its arrays."""
+        return False
+
+    def __getitem__(self, key: str | int) -> Layer:
+        """The layer at a name, dotted path or position. Raises InvalidModelError if there is none."""
+        return _at(self, self.places(key))
+
+    def __len__(self) -> int:
+        return len(self.children())
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __iter__(self) -> Iterator[Layer]:
+        return (self[place] for place in range(len(self)))
+
+    def replaced(self, key: str | int, layer: Layer) -> Self:
+        """The same layer with another one in the place of `self[key]`; this one stays as it is.
+
+        Arguments:
+            key: name, dotted path or position.
+            layer: finds its arrays where the present one does, under the same names.
+        """
+        return _exchanged(self, self.places(key), layer)
+
+    def places(self, key: str | int) -> tuple[int, ...]:
+        """The positions among the children, level by level, that lead to a key."""
+        children = self.children()
+        if isinstance(key, int):
+            if not -len(children) <= key < len(children):
+                raise InvalidModelError(f"{type(self).__name__} has {len(children)} layers, none is number {key}")
+            return _settled(self, (key % len(children),))
+        found = _search(self, key)
+        if found is None:
+            names = ", ".join(name for name, _ in children if not is_level(name)) or "none with a name"
+            raise InvalidModelError(f"{type(self).__name__} has no layer {key!r}; it has {names}")
+        return _settled(self, found)
+
+
+def is_level(name: str) -> bool:
+    """Whether a child of this name is a level of the structure only, without a branch of its own in the trees."""
+    return name == "" or name.startswith("(")
+
+
+def _search(layer: Layer, name: str) -> tuple[int, ...] | None:
+    """The positions that lead to a name."""
+    children = layer.children()
+    for i, (own, _) in enumerate(children):
+        if own == name:
+            return (i,)
+    for i, (own, child) in enumerate(children):
+        rest = name if is_level(own) else name.removeprefix(f"{own}.") if name.startswith(f"{own}.") else ""
+        if rest and (found := _search(child, rest)) is not None:
+            return (i, *found)
+    return None
+
+
+def _settled(layer: Layer, places: tuple[int, ...]) -> tuple[int, ...]:
+    """The positions of what is meant by a place: of the layer itself, not of what binds its arrays."""
+    child = _at(layer, places)
+    while isinstance(child, Composite) and child.binds_one():
+        places = (*places, 0)
+        child = _at(child, (0,))
+    return places
+
+
+def _at(layer: Layer, places: tuple[int, ...]) -> Layer:
+    for place in places:
+        layer = layer.children()[place][1]
+    return layer
+
+
+def _exchanged(layer: Any, places: tuple[int, ...], new: Layer) -> Any:
+    if not places:
+        return new
+    layers = [child for _, child in layer.children()]
+    layers[places[0]] = _exchanged(layers[places[0]], places[1:], new)
+    return layer.with_children(layers)
 
 
 def check_mode(mode: str, layer: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import namedtuple
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from dataclasses import replace as _replace
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from . import trees
+from .conditions import Condition
 from .containers import OPTIONAL, OPTIONAL_SEQUENCE, SEQUENCE
 from .dtypes import dtype_named
 from .errors import InvalidModelError
@@ -20,7 +22,9 @@ from .trees import Path, Tree
 Shape = tuple[int | str | None, ...]
 _PRIMES = (3, 5, 11, 17, 29, 41)  # sizes that stand for dynamic dimensions while shapes are found
 
-Structure = Any  # nested: int (index of a tensor) | {"tuple"|"list": [...]} | {"dict": {...}} | {"value": constant}
+# nested: int (index of a tensor) | {"tuple"|"list": [...]} | {"dict": {...}} | {"value": constant}; a named tuple is
+# {"dict": {...}, "named": its class}
+Structure = Any
 
 
 def filled(structure: Structure, tensors: Sequence[Any]) -> Any:
@@ -30,7 +34,8 @@ def filled(structure: Structure, tensors: Sequence[Any]) -> Any:
     if "value" in structure:
         return structure["value"]
     if "dict" in structure:
-        return {key: filled(inner, tensors) for key, inner in structure["dict"].items()}
+        fields = {key: filled(inner, tensors) for key, inner in structure["dict"].items()}
+        return namedtuple(structure["named"], fields)(**fields) if "named" in structure else fields
     items = [filled(inner, tensors) for inner in structure.get("tuple", structure.get("list"))]
     return tuple(items) if "tuple" in structure else items
 
@@ -98,6 +103,7 @@ class Signature:
         in_structure: how positional and keyword arguments nest: {"args": [...], "kwargs": {...}} of structures; None if
             the arguments are just the inputs.
         out_structure: how the outputs nest in what the source returns; None if they are just the outputs.
+        conditions: on the sizes of dims, beside their ranges.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -105,6 +111,7 @@ class Signature:
     dims: Mapping[str, Dimension] = field(default_factory=dict)
     in_structure: Structure = None
     out_structure: Structure = None
+    conditions: tuple[Condition, ...] = ()
 
     def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
         """The input arrays in order from a call's arguments, checked against names, dtypes, shapes and ranges; lists of
@@ -160,7 +167,21 @@ class Signature:
                         raise InvalidModelError(f"{where} is {size}, but {want} is {sizes[want]} on {origin[want]}")
                     origin.setdefault(want, where)
                     self.dims.get(want, Dimension()).check(size, f"{where} ({want})")
+        for condition in self.conditions:
+            if not self.allows(condition, sizes):
+                given = ", ".join(f"{name} is {size}" for name, size in sizes.items())
+                raise InvalidModelError(f"{given}: the model was traced where {condition.text}")
         return sizes
+
+    @staticmethod
+    def allows(condition: Condition, sizes: Mapping[str, int]) -> bool:
+        """Whether a condition holds for sizes by dimension, some of which may be multiples ("2*batch")."""
+        known = dict(sizes)
+        for name, size in sizes.items():
+            factor, star, symbol = name.partition("*")
+            if star and factor.isdigit():
+                known.setdefault(symbol, size // int(factor))
+        return not condition.names() <= known.keys() or condition.holds(known)
 
     def _names(self) -> str:
         return ", ".join(map(str, self.inputs)) or "none"
@@ -183,6 +204,7 @@ class Signature:
                         f"{where} was {structure['value']!r} when the model was imported and is fixed"
                     )
             elif "dict" in structure:
+                value = value._asdict() if hasattr(value, "_asdict") else value
                 if not isinstance(value, Mapping) or value.keys() != structure["dict"].keys():
                     raise InvalidModelError(f"{where} must be a dict with keys {', '.join(structure['dict'])}")
                 for key, inner in structure["dict"].items():
@@ -355,6 +377,42 @@ class Model:
         return _replace(
             self, params=adopt(self.params, params, "parameters"), states=adopt(self.states, states, "states")
         )
+
+    def structured(self) -> Model:
+        """The same model with the modules of its source as nested layers.
+
+            layer, params, states = model.structured()
+            layer["features"]                           # a Chain, of what was an nn.Sequential
+            layer["layer1.0.conv1"], layer["layer1"][0]
+            layer.replaced("features.1", ix.layers.gelu).apply(params, states, x)
+
+        A module whose parts follow one another is a Chain, what goes around some layers and is added or joined to their
+        result a SkipConnection, anything else a Graph of named layers. It computes what the flat graph does in the same
+        order, with the same parameters and states, so that a trained tree of one fits the other. Layers that were built
+        by hand are nested already and stay as they are.
+        """
+        from .structure import structured
+
+        return structured(self)
+
+    def part(self, path: str, call: int = 0) -> Model:
+        """One module of the model as a model of its own.
+
+            sub, params, states = model.part("layer1.0")
+
+        Arguments:
+            path: of the module in the source, as print(model) shows it; "" is the whole.
+            call: which of its calls, from 0.
+
+        Returns: a model with the parameters and states of the module under the names that they have in the module's
+        own state_dict. Arrays that it uses and that are not its own (seeds of random numbers) keep their whole path.
+        Inputs and outputs are the values that cross its border, in the order in which they are used and made.
+
+        Raises InvalidModelError if the model has no such call.
+        """
+        from .structure import part_of
+
+        return part_of(self, path, call)
 
     def require_signature(self) -> Signature:
         if self.signature is None:

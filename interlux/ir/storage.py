@@ -22,6 +22,7 @@ import numpy as np
 
 from . import layers as _layers
 from . import trees
+from .conditions import Condition, from_lists
 from .dtypes import dtype_named
 from .errors import InvalidModelError, UnsafeInputError, UnsupportedError
 from .foreign import Foreign
@@ -39,6 +40,8 @@ _NATIVE = frozenset(
     {"bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"}
     | {"float16", "float32", "float64", "bfloat16", "complex64"}
 )
+# fields that came after models had been saved without them
+_LATER = {"Chain": frozenset({"names"}), "SkipConnection": frozenset({"shortcut", "shortcut_first", "names"})}
 
 
 def layer_classes(extra: Iterable[type[Layer]] = ()) -> dict[str, type[Layer]]:
@@ -84,10 +87,12 @@ def _decode(value: Any, classes: Mapping[str, type[Layer]]) -> Any:
     fields = {key: _decode(item, classes) for key, item in value.items() if key != "class"}
     cls = classes[name]
     known = {f.name for f in dataclasses.fields(cls)}
-    if fields.keys() != known:
+    needed = known - _LATER.get(name, frozenset())
+    if not needed <= fields.keys() <= known:
         raise InvalidModelError(f"layer {name}: fields {sorted(fields)} are stored, {sorted(known)} are needed")
     if "layers" in fields:  # the containers take their layers as positional arguments
-        return cls(*[v for k, v in fields.items() if k != "layers"], *fields["layers"])
+        first, names = [v for k, v in fields.items() if k not in ("layers", "names")], fields.get("names")
+        return cls(*first, *fields["layers"], **({"names": names} if names else {}))
     return cls(**fields)
 
 
@@ -172,7 +177,7 @@ def _encode_signature(signature: Signature) -> dict[str, Any]:
         "dims": {k: [d.minimum, d.maximum, d.multiple_of] for k, d in signature.dims.items()},
         "in_structure": signature.in_structure,
         "out_structure": signature.out_structure,
-    }
+    } | ({"conditions": [[c.text, c.tree] for c in signature.conditions]} if signature.conditions else {})
 
 
 def _decode_signature(content: dict[str, Any]) -> Signature:
@@ -194,6 +199,7 @@ def _decode_signature(content: dict[str, Any]) -> Signature:
         {name: Dimension(*dim) for name, dim in content["dims"].items()},
         content["in_structure"],
         content["out_structure"],
+        tuple(Condition(str(text), from_lists(tree)) for text, tree in content.get("conditions", ())),
     )
 
 

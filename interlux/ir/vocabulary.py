@@ -79,6 +79,8 @@ OWN = {
     for s in (
         # The value, with no gradient flowing back.
         _own("StopGradient", "x:T", "y:T"),
+        # The value of one tensor with the derivative of another: a straight-through estimate.
+        _own("StraightThrough", "value:T estimate:T", "y:T"),
         # A table whose one row takes no gradient (torch's padding_idx).
         _own("StopRowGradient", "table:T", "same:T", row=("INT", True, None)),
         # float32 numbers in [0, 1) of a given shape, drawn from a counter-based generator, and the next seed.

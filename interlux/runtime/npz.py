@@ -27,10 +27,10 @@ def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     if not os.path.isfile(text):
         raise InvalidModelError(f"{text}: there is no such file")
     try:
-        file = np.load(text, allow_pickle=False)
-        if isinstance(file, np.lib.npyio.NpzFile):
-            with file:
-                return {name: _native(file[name]) for name in file.files}
+        with open(text, "rb") as opened:  # numpy itself leaves a damaged one open
+            found = np.load(opened, allow_pickle=False)
+            if isinstance(found, np.lib.npyio.NpzFile):
+                return {name: _native(found[name]) for name in found.files}
     except _DAMAGED as error:
         # numpy's advice is to allow pickles
         reason = "it is another kind of file, or holds Python objects" if "pickle" in str(error) else error

@@ -23,11 +23,11 @@ from safetensors.numpy import load_file, save_file
 
 import interlux as ix
 import interlux.converters.torch as torch_converter
-from interlux.cli import main
 from interlux.cli.app import interlux as group
 from interlux.cli.sources import parse_example
 from interlux.ir import trees
 from interlux.ir.layers import BatchNorm, Operator
+from tests.cli.conftest import Command, Done
 
 ROOT = Path(__file__).resolve().parents[2]
 FIXTURES = ROOT / "fixtures"
@@ -99,40 +99,6 @@ def depends():
 def broken():
     raise SystemError("in native code")
 """
-
-
-@dataclasses.dataclass
-class Done:
-    """What a run left: exit code, stdout, stderr."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.out)
-        return found
-
-
-Command = Callable[..., Done]
-
-
-@pytest.fixture
-def command(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
-    """Runs the command in this process, in a folder of its own with a module `networks`."""
-    (tmp_path / "networks.py").write_text(NETWORKS)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    monkeypatch.delitem(sys.modules, "networks", raising=False)
-
-    def run(*arguments: Any) -> Done:
-        capfd.readouterr()
-        code = main([str(a) for a in arguments])
-        captured = capfd.readouterr()
-        return Done(code, captured.out, captured.err)
-
-    return run
 
 
 @pytest.fixture
@@ -707,8 +673,9 @@ def test_a_signal_while_jax_compiles(delay: float, tmp_path: Path) -> None:
     (tmp_path / "told.py").write_text(
         "import interlux.runtime.verify as v\noriginal = v.verify\n"
         "def told(*a, **k):\n    print('verifying', flush=True)\n    return original(*a, **k)\n"
-        "v.verify = told\nfrom interlux.cli import main\n"
-        f"raise SystemExit(main(['convert', {str(FIXTURES / 'digits_resnet.pt2')!r}, 'm.onnx', '--backend', 'jax']))\n"
+        "v.verify = told\nimport sys\nfrom interlux.cli import main\n"
+        f"sys.argv = ['interlux', 'convert', {str(FIXTURES / 'digits_resnet.pt2')!r}, 'm.onnx', '--backend', 'jax']\n"
+        "sys.exit(main())\n"
     )
     env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     running = subprocess.Popen([sys.executable, "told.py"], cwd=tmp_path, env=env, stdout=subprocess.PIPE, text=True)

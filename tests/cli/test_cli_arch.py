@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import pickle
-import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import interlux as ix
-from interlux.cli import main
+from tests.cli.conftest import Command
 
 NETWORKS = """
 import torch
@@ -53,26 +52,6 @@ class Runs:
         return (os.system, ("touch attacked",))
 
 
-Command = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def command(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
-    """Runs the command in this process, in a folder with a module `arch_networks`: (exit code, stdout, stderr)."""
-    (tmp_path / "arch_networks.py").write_text(NETWORKS)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    monkeypatch.delitem(sys.modules, "arch_networks", raising=False)
-
-    def run(*arguments: Any) -> tuple[int, str, str]:
-        capfd.readouterr()
-        code = main([str(a) for a in arguments])
-        captured = capfd.readouterr()
-        return code, captured.out, captured.err
-
-    return run
-
-
 def mlp() -> nn.Module:
     torch.manual_seed(1)
     return nn.Sequential(nn.Linear(6, 5), nn.GELU(), nn.BatchNorm1d(5), nn.Linear(5, 3))
@@ -93,7 +72,7 @@ ENDINGS = (".safetensors", ".pt", ".pth", ".bin")
 def test_convert_and_the_weights_are_those_of_the_file(ending: str, command: Command) -> None:
     module = mlp()
     path = written(f"w{ending}", module.state_dict())
-    code, _, err = command("convert", path, "made", "--arch", "arch_networks:mlp", "--input", INPUT)
+    code, _, err = command("convert", path, "made", "--arch", "networks:mlp", "--input", INPUT)
     assert code == 0, err
     model = ix.load("made")
     np.testing.assert_array_equal(model.params["0"]["weight"], module.get_parameter("0.weight").detach().numpy())
@@ -105,33 +84,33 @@ def test_the_same_from_python(ending: str, command: Command) -> None:
     module = mlp().eval()
     path = written(f"w{ending}", module.state_dict())
     x = torch.randn(4, 6)
-    for arch in ("arch_networks:mlp", mlp):
+    for arch in ("networks:mlp", mlp):
         model = ix.from_torch(path, (x,), arch=arch)
         np.testing.assert_allclose(ix.compile(model)(x.numpy())[0], module(x).detach().numpy(), atol=1e-6)
-    assert str(ix.from_torch(path, arch="arch_networks:with_inputs").require_signature().inputs[0].shape[0]) == "batch"
+    assert str(ix.from_torch(path, arch="networks:with_inputs").require_signature().inputs[0].shape[0]) == "batch"
 
 
 def test_all_commands_take_them(command: Command) -> None:
     path = written("w.safetensors", mlp().state_dict())
     np.savez("x.npz", input=np.ones((2, 6), np.float32))
-    arch = ("--arch", "arch_networks:mlp")
+    arch = ("--arch", "networks:mlp")
     assert command("inspect", path, *arch, "--input", INPUT)[0] == 0
     assert command("verify", path, *arch, "--input", INPUT, "--backend", "jax")[0] == 0
     assert command("run", path, *arch, "--input", "x.npz")[0] == 0
-    assert command("inspect", path, "--arch", "arch_networks:with_inputs")[0] == 0
+    assert command("inspect", path, "--arch", "networks:with_inputs")[0] == 0
 
 
 @pytest.mark.parametrize("wrapping", ["state_dict", "model_state_dict", "model"])
 def test_checkpoints(wrapping: str, command: Command) -> None:
     path = written("w.bin", {wrapping: mlp().state_dict(), "epoch": 3})
-    assert command("inspect", path, "--arch", "arch_networks:with_inputs")[0] == 0
+    assert command("inspect", path, "--arch", "networks:with_inputs")[0] == 0
 
 
 @pytest.mark.parametrize("ending", [".safetensors", ".pt"])
 def test_dtypes_are_those_of_the_file(ending: str, command: Command) -> None:
     state = {k: v.to(torch.bfloat16) if v.is_floating_point() else v for k, v in mlp().state_dict().items()}
     path = written(f"w{ending}", state)
-    model = ix.from_torch(path, (torch.ones(2, 6, dtype=torch.bfloat16),), arch="arch_networks:mlp")
+    model = ix.from_torch(path, (torch.ones(2, 6, dtype=torch.bfloat16),), arch="networks:mlp")
     assert model.params["0"]["weight"].dtype.name == "bfloat16"
     found = ix.torch_state_dict(model)
     assert all(torch.equal(found[k], v) for k, v in state.items())
@@ -143,16 +122,16 @@ def test_what_does_not_fit_is_listed(ending: str, command: Command) -> None:
     del state["0.bias"]
     state["extra\nkey"] = torch.zeros(2)
     path = written(f"w{ending}", state)
-    code, _, err = command("inspect", path, "--arch", "arch_networks:with_inputs")
+    code, _, err = command("inspect", path, "--arch", "networks:with_inputs")
     assert code == 4 and err.count("\n") == 1
     assert "missing: 0.bias; unexpected: extra\\nkey" in err
     state = mlp().state_dict()
     state["3.weight"] = torch.zeros(4, 5)
-    code, _, err = command("inspect", written(f"w{ending}", state), "--arch", "arch_networks:with_inputs")
+    code, _, err = command("inspect", written(f"w{ending}", state), "--arch", "networks:with_inputs")
     assert code == 4 and err.count("\n") == 1
     assert "of another shape: 3.weight [4, 5] instead of [3, 5]" in err and "missing" not in err
     many = {f"layer.{i}": torch.zeros(1) for i in range(30)}
-    code, _, err = command("inspect", written(f"w{ending}", many), "--arch", "arch_networks:with_inputs")
+    code, _, err = command("inspect", written(f"w{ending}", many), "--arch", "networks:with_inputs")
     assert code == 4 and " and 20 more" in err and "missing: 0.weight" in err
 
 
@@ -160,12 +139,12 @@ def test_tied_weights(command: Command) -> None:
     one, other = torch.randn(6, 6), torch.randn(6, 6)
     for state in ({"encode.weight": one}, {"decode.weight": one}, {"encode.weight": one, "decode.weight": one.clone()}):
         path = written("w.safetensors", state)
-        model = ix.from_torch(path, (torch.ones(2, 6),), arch="arch_networks:Tied")
+        model = ix.from_torch(path, (torch.ones(2, 6),), arch="networks:Tied")
         assert list(model.aliases) == [("decode", "weight")]
         np.testing.assert_array_equal(model.params["encode"]["weight"], one.numpy())
     path = written("w.safetensors", {"encode.weight": one, "decode.weight": other})
     with pytest.raises(ix.InvalidModelError, match=r"encode.weight and decode.weight are one tensor .* differ"):
-        ix.from_torch(path, (torch.ones(2, 6),), arch="arch_networks:Tied")
+        ix.from_torch(path, (torch.ones(2, 6),), arch="networks:Tied")
 
 
 @pytest.mark.parametrize(
@@ -175,18 +154,18 @@ def test_tied_weights(command: Command) -> None:
         (["inspect", "w.bin"], 2, "--arch"),
         (["inspect", "w.pt", "--arch", "nothing"], 2, "package.module:function"),
         (["inspect", "w.pt", "--arch", "absent:mlp"], 4, "absent"),
-        (["inspect", "w.pt", "--arch", "arch_networks:absent"], 4, "absent"),
-        (["inspect", "w.pt", "--arch", "arch_networks:number"], 4, "returned a int"),
-        (["inspect", "w.pt", "--arch", "arch_networks:mlp"], 2, "example inputs"),
-        (["inspect", "arch_networks:mlp", "--trust"], 2, "--trust"),
-        (["inspect", "w.safetensors", "--arch", "arch_networks:mlp", "--trust"], 2, "--trust"),
-        (["inspect", "text.bin", "--arch", "arch_networks:with_inputs"], 4, "torch.save"),
-        (["inspect", "text.safetensors", "--arch", "arch_networks:with_inputs"], 4, "safetensors"),
-        (["inspect", "list.pt", "--arch", "arch_networks:with_inputs"], 4, "no state_dict"),
-        (["inspect", "whole.pt", "--arch", "arch_networks:with_inputs"], 4, "run code"),
+        (["inspect", "w.pt", "--arch", "networks:absent"], 4, "absent"),
+        (["inspect", "w.pt", "--arch", "networks:number"], 4, "returned a int"),
+        (["inspect", "w.pt", "--arch", "networks:mlp"], 2, "example inputs"),
+        (["inspect", "networks:mlp", "--trust"], 2, "--trust"),
+        (["inspect", "w.safetensors", "--arch", "networks:mlp", "--trust"], 2, "--trust"),
+        (["inspect", "text.bin", "--arch", "networks:with_inputs"], 4, "torch.save"),
+        (["inspect", "text.safetensors", "--arch", "networks:with_inputs"], 4, "safetensors"),
+        (["inspect", "list.pt", "--arch", "networks:with_inputs"], 4, "no state_dict"),
+        (["inspect", "whole.pt", "--arch", "networks:with_inputs"], 4, "run code"),
         (["inspect", "whole.pt", "--input", INPUT], 2, "--arch"),
-        (["inspect", "pipe.pt", "--arch", "arch_networks:with_inputs"], 4, "not a regular file"),
-        (["inspect", "pipe.safetensors", "--arch", "arch_networks:with_inputs"], 4, "not a regular file"),
+        (["inspect", "pipe.pt", "--arch", "networks:with_inputs"], 4, "not a regular file"),
+        (["inspect", "pipe.safetensors", "--arch", "networks:with_inputs"], 4, "not a regular file"),
     ],
 )
 def test_errors(arguments: list[str], code: int, words: str, command: Command, tmp_path: Path) -> None:
@@ -251,17 +230,17 @@ def _escaping() -> bytes:
 def test_hostile_pickles_are_refused(make: Callable[[], bytes], ending: str, command: Command, tmp_path: Path) -> None:
     path = tmp_path / f"w{ending}"
     path.write_bytes(make())
-    code, out, err = command("convert", path, "made.onnx", "--arch", "arch_networks:with_inputs")
+    code, out, err = command("convert", path, "made.onnx", "--arch", "networks:with_inputs")
     assert (code, out) == (4, "") and err.count("\n") == 1, err
     with pytest.raises((ix.UnsafeInputError, ix.InvalidModelError)):
-        ix.from_torch(path, arch="arch_networks:with_inputs")
+        ix.from_torch(path, arch="networks:with_inputs")
     assert not (tmp_path / "attacked").exists() and not (tmp_path / "made.onnx").exists()
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_torchscript_is_named(command: Command) -> None:
     torch.jit.script(nn.Linear(6, 2)).save("w.pt")  # type: ignore[no-untyped-call]
-    code, _, err = command("inspect", "w.pt", "--arch", "arch_networks:with_inputs")
+    code, _, err = command("inspect", "w.pt", "--arch", "networks:with_inputs")
     assert code == 3 and "TorchScript" in err
 
 
@@ -270,6 +249,6 @@ def test_safetensors_cannot_lie_about_its_size(command: Command, tmp_path: Path)
     content = Path(path).read_bytes()
     for damaged in (content[:-8], content[:20], b"\xff" * 8 + content[8:], content + b"\0" * 8):
         Path("damaged.safetensors").write_bytes(damaged)
-        code, _, err = command("inspect", "damaged.safetensors", "--arch", "arch_networks:with_inputs")
+        code, _, err = command("inspect", "damaged.safetensors", "--arch", "networks:with_inputs")
         assert code == 4 and err.count("\n") == 1, err
     assert len(load_file(path)) == 9

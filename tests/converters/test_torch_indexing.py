@@ -12,26 +12,20 @@ from torch import nn
 
 import interlux as ix
 from tests.helpers import Calls
-from tests.torch_cases import Inputs, check_layer_in_training, check_operator
+from tests.torch_cases import Inputs, check_layer_in_training, check_operator, integers, rows, sequences
+
+# torch's words about the age of some of these functions
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The reduce argument of torch.scatter:UserWarning"),
+    pytest.mark.filterwarnings("ignore:index_reduce.. is in beta:UserWarning"),
+]
 
 tensor = torch.tensor
 Case = tuple[Callable[..., Any], Inputs]
 
 
-def rows(b: int) -> tuple[torch.Tensor, ...]:
-    return (torch.randn(b, 6),)
-
-
-def sequences(b: int) -> tuple[torch.Tensor, ...]:
-    return (torch.randn(b, 5, 6),)
-
-
 def volumes(b: int) -> tuple[torch.Tensor, ...]:
     return (torch.randn(b, 5, 6, 4),)
-
-
-def integers(b: int) -> tuple[torch.Tensor, ...]:
-    return (torch.randint(-9, 9, (b, 6)),)
 
 
 def classes(b: int) -> tuple[torch.Tensor, ...]:

@@ -16,11 +16,14 @@ from torch.nn.utils import parametrizations, rnn
 
 import interlux as ix
 from tests.helpers import Calls, check_outputs
-from tests.torch_cases import Inputs, check_layer, check_layer_in_training, check_operator
+from tests.torch_cases import Inputs, check_layer, check_layer_in_training, check_operator, rows, sequences
 
 # torch's words about its own implementations of some of these layers
 pytestmark = [
     pytest.mark.filterwarnings("ignore:LSTM with projections is not supported:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask and attn_mask:UserWarning"),
+    pytest.mark.filterwarnings("ignore:enable_nested_tensor is True:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated:FutureWarning"),
 ]
 
 Make = Callable[[], nn.Module]
@@ -30,20 +33,12 @@ def images(b: int) -> tuple[torch.Tensor, ...]:
     return (torch.randn(b, 4, 9, 7),)
 
 
-def sequences(b: int) -> tuple[torch.Tensor, ...]:
-    return (torch.randn(b, 5, 6),)
-
-
 def signals(b: int) -> tuple[torch.Tensor, ...]:
     return (torch.randn(b, 4, 11),)
 
 
 def volumes(b: int) -> tuple[torch.Tensor, ...]:
     return (torch.randn(b, 4, 5, 6, 4),)
-
-
-def rows(b: int) -> tuple[torch.Tensor, ...]:
-    return (torch.randn(b, 6),)
 
 
 def tokens(b: int) -> tuple[torch.Tensor, ...]:
@@ -353,20 +348,24 @@ def cells(b: int) -> tuple[torch.Tensor, ...]:
     return torch.randn(b, 6), torch.randn(b, 4), torch.randn(b, 4)
 
 
+def time_first(make: Make) -> Make:
+    return lambda: Calls(lambda m, x: m.layer(x.movedim(1, 0)), layer=make())
+
+
 RECURRENT: dict[str, Row] = {
     "RNN": (lambda: nn.RNN(6, 4, batch_first=True), sequences),
     "RNN relu, all": (
         lambda: nn.RNN(6, 4, 2, nonlinearity="relu", bias=False, batch_first=True, bidirectional=True),
         sequences,
     ),
-    "RNN, time on axis 0": (lambda: nn.RNN(6, 4, bidirectional=True), sequences),
+    "RNN, time on axis 0": (time_first(lambda: nn.RNN(6, 4, bidirectional=True)), sequences),
     "RNN with states": (
         lambda: with_states(nn.RNN(6, 4, 2, batch_first=True, bidirectional=True)),
         states_for(4, 4),
     ),
     "GRU": (lambda: nn.GRU(6, 4, batch_first=True), sequences),
     "GRU, all": (lambda: nn.GRU(6, 4, 3, bias=False, batch_first=True, bidirectional=True), sequences),
-    "GRU, time on axis 0": (lambda: nn.GRU(6, 4, 2), sequences),
+    "GRU, time on axis 0": (time_first(lambda: nn.GRU(6, 4, 2)), sequences),
     "GRU with states": (lambda: with_states(nn.GRU(6, 4, 2, batch_first=True)), states_for(2, 4)),
     "GRU unbatched": (unbatched(lambda: nn.GRU(6, 4, 2, bidirectional=True)), sequences),
     "LSTM with states": (

@@ -14,19 +14,11 @@ from torch import nn
 
 import interlux as ix
 from tests.helpers import check_outputs
-from tests.torch_cases import Inputs, check_layer, check_layer_in_training, check_operator
+from tests.torch_cases import Inputs, check_layer, check_layer_in_training, check_operator, integers, rows, sequences
 
 
 def images(b: int) -> tuple[torch.Tensor, ...]:
     return (torch.randn(b, 4, 9, 7),)
-
-
-def rows(b: int) -> tuple[torch.Tensor, ...]:
-    return (torch.randn(b, 6),)
-
-
-def sequences(b: int) -> tuple[torch.Tensor, ...]:
-    return (torch.randn(b, 5, 6),)
 
 
 def pairs(b: int) -> tuple[torch.Tensor, ...]:
@@ -35,10 +27,6 @@ def pairs(b: int) -> tuple[torch.Tensor, ...]:
 
 def tokens(b: int) -> tuple[torch.Tensor, ...]:
     return (torch.randint(0, 11, (b, 5)),)
-
-
-def integers(b: int) -> tuple[torch.Tensor, ...]:
-    return (torch.randint(-9, 9, (b, 6)),)
 
 
 def halves(b: int) -> tuple[torch.Tensor, ...]:

@@ -13,19 +13,11 @@ import torch.nn.functional as F
 
 import interlux as ix
 from tests.helpers import Calls, check_outputs
-from tests.torch_cases import Inputs, check_operator
+from tests.torch_cases import Inputs, check_operator, rows, sequences
 from tests.torch_derivatives import check_derivative
 
 INF, NAN = math.inf, math.nan
 L = torch.linalg
-
-
-def rows(b: int) -> tuple[torch.Tensor, ...]:
-    return (torch.randn(b, 6),)
-
-
-def sequences(b: int) -> tuple[torch.Tensor, ...]:
-    return (torch.randn(b, 5, 6),)
 
 
 def ties(b: int) -> tuple[torch.Tensor, ...]:

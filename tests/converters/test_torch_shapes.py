@@ -14,18 +14,10 @@ from torch import nn
 
 import interlux as ix
 from tests.helpers import Calls, check_outputs
-from tests.torch_cases import Inputs, check_layer_in_training, check_operator
+from tests.torch_cases import Inputs, check_layer_in_training, check_operator, integers, rows, sequences
 
 tensor = torch.tensor
 Case = tuple[Callable[..., Any], Inputs]
-
-
-def rows(b: int) -> tuple[torch.Tensor, ...]:
-    return (torch.randn(b, 6),)
-
-
-def sequences(b: int) -> tuple[torch.Tensor, ...]:
-    return (torch.randn(b, 5, 6),)
 
 
 def images(b: int) -> tuple[torch.Tensor, ...]:
@@ -34,10 +26,6 @@ def images(b: int) -> tuple[torch.Tensor, ...]:
 
 def pairs(b: int) -> tuple[torch.Tensor, ...]:
     return torch.randn(b, 6), torch.randn(b, 4)
-
-
-def integers(b: int) -> tuple[torch.Tensor, ...]:
-    return (torch.randint(-9, 9, (b, 6)),)
 
 
 SHAPES: dict[str, Case] = {

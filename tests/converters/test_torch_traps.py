@@ -138,7 +138,7 @@ def test_07_a_write_to_parameters_is_refused() -> None:
             module.weight.mul_(0.9)
         return x * module.weight
 
-    with pytest.raises(ix.UnsupportedError, match=r"writes to its parameters: weight"):
+    with pytest.raises(ix.UnsupportedError, match=r"writes to its parameters .*: weight"):
         ix.from_torch(Calls(forward, weight=nn.Parameter(torch.ones(3))), torch.randn(2, 3))
 
 
@@ -314,9 +314,16 @@ def test_ranges_and_dtypes_are_enforced_at_run_time() -> None:
         run(np.zeros((3, 5), np.float32))
 
 
-def test_sizes_that_depend_on_the_data_are_refused_by_name() -> None:
-    with pytest.raises(ix.UnsupportedError, match="mask|data|Could not|item"):
-        ix.from_torch(Calls(lambda m, x: x[x > 0]), torch.randn(6), None)
+def test_sizes_may_depend_on_the_data() -> None:
+    module, x = Calls(lambda m, x: x[x > 0]), torch.randn(6)
+    model = ix.from_torch(module, x, None)
+    for given in (x, -x, x.abs(), -x.abs()):
+        check_outputs(module, model, (given,))
+
+
+def test_python_that_depends_on_the_data_is_refused_with_its_place() -> None:
+    with pytest.raises(ix.UnsupportedError, match="decides by the data"):
+        ix.from_torch(Calls(lambda m, x: x * 2 if x.sum() > 0 else x), torch.randn(6), None)
 
 
 # --- identity
@@ -478,13 +485,13 @@ def test_nested_arguments_and_results() -> None:
 
 def test_everything_unsupported_is_listed_at_once_with_its_place() -> None:
     inner = Calls(lambda m, x: torch.special.i0(x))
-    module = Calls(lambda m, x: torch.linalg.inv(m.inner(x) @ x.mT) + torch.special.i1(x).sum(), inner=inner)
+    module = Calls(lambda m, x: torch.linalg.eigvals(m.inner(x) @ x.mT).real + torch.special.i1(x).sum(), inner=inner)
     with pytest.raises(ix.UnsupportedError) as raised:
         ix.from_torch(module, torch.randn(2, 3, 3))
     text = str(raised.value)
     assert "\n" not in text
     assert all(
-        name in text for name in ("aten.special_i0", "aten.linalg_inv", "aten.special_i1", "in inner", "helpers.py:")
+        name in text for name in ("aten.special_i0", "aten.linalg_eigvals", "special_i1", "in inner", "helpers.py:")
     )
 
 
@@ -530,11 +537,6 @@ def test_constants_of_both_modes_are_kept_apart_and_names_never_clash() -> None:
     assert list(ix.torch_state_dict(model)) == ["interlux", "seed"]
 
 
-def test_sizes_as_results_are_refused() -> None:
-    with pytest.raises(ix.UnsupportedError, match="result 1 of the module is a size"):
-        ix.from_torch(Calls(lambda m, x: (x, x.shape[0])), torch.randn(3, 4))
-
-
 # --- found by reviews
 
 
@@ -554,15 +556,15 @@ def test_lifted_constants_of_both_modes_are_kept_apart() -> None:
 
 
 @pytest.mark.parametrize("change", [lambda y: y.t_(), lambda y: y.unsqueeze_(0), lambda y: y.transpose_(0, 1)])
-def test_changing_a_view_in_place_is_refused(change: Any) -> None:
+def test_changing_a_view_in_place_leaves_other_views(change: Any) -> None:
     def forward(module: Any, x: torch.Tensor) -> Any:
         y = x * 1
         row = y[0]
         change(y)
-        return row
+        return row, y.add_(1)
 
-    with pytest.raises(ix.UnsupportedError, match="_ in the top module|_.default|_.int"):
-        ix.from_torch(Calls(forward), torch.randn(3, 3), None)
+    module = Calls(forward)
+    check_outputs(module, ix.from_torch(module, torch.randn(3, 3), None), [torch.randn(3, 3)])
 
 
 def test_statistics_read_after_the_layer_are_the_new_ones() -> None:

@@ -3,33 +3,27 @@ some of them gradients and states of a training step."""
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import interlux as ix
-from interlux.converters.torch.arrays import to_numpy
-from tests.helpers import check_outputs, check_training
-from tests.zoo.architectures import ALL, TRAINED, Architecture
+from tests.helpers import check_batches, check_training, in_order
+from tests.zoo.architectures import Architecture
+from tests.zoo.table import ALL, LONG, REFUSED, TRAINED
 
 pytestmark = pytest.mark.zoo
 
 
-def arrays_of(model: ix.Model, arguments: dict[str, Any]) -> list[torch.Tensor]:
-    """Keyword arguments in the order of the signature."""
-    given = {name: to_numpy(value) for name, value in arguments.items()}
-    return [torch.from_numpy(np.asarray(a)) for a in model.require_signature().bind((), given)]
-
-
-@pytest.mark.parametrize("architecture", ALL, ids=str)
+@pytest.mark.parametrize(
+    "architecture",
+    [pytest.param(a, marks=[pytest.mark.long] if a.model_type in LONG else []) for a in ALL],
+    ids=[str(a) for a in ALL],
+)
 def test_outputs(architecture: Architecture) -> None:
     module = architecture.build()
     model = ix.from_torch(module, architecture.arguments(2))
-    for batch in (2, 3):
-        check_outputs(module, model, arrays_of(model, architecture.arguments(batch)))
+    check_batches(module, model, [in_order(model, architecture.arguments(batch)) for batch in (2, 3)])
     expected = module.state_dict()
     found = ix.torch_state_dict(model)
     assert list(found) == list(expected)
@@ -41,7 +35,21 @@ def test_a_training_step(architecture: Architecture) -> None:
     module = _without_dropout(architecture.build()).double()
     arguments = {k: v.double() if v.is_floating_point() else v for k, v in architecture.arguments(2).items()}
     model = ix.from_torch(module, arguments, None)
-    check_training(module, model, arrays_of(model, arguments))
+    check_training(module, model, arguments, TRAINED[architecture.model_type])
+
+
+@pytest.mark.parametrize(("architecture", "reason"), REFUSED, ids=str)
+def test_what_cannot_be_exported_is_refused_in_one_line(architecture: Architecture, reason: str) -> None:
+    with pytest.raises(ix.UnsupportedError, match=reason) as raised:
+        ix.from_torch(architecture.build(), architecture.arguments(2))
+    assert "\n" not in str(raised.value)
+
+
+def test_the_table_is_wide() -> None:
+    assert len({a.model_type for a in ALL} - LONG) >= 120
+    assert len({a.family for a in ALL}) >= 25
+    assert len(TRAINED) >= 30
+    assert {a.model_type for a in ALL} >= LONG | set(TRAINED)
 
 
 def _without_dropout(module: nn.Module) -> nn.Module:

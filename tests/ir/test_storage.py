@@ -54,6 +54,10 @@ EXAMPLES = [
     l.RandomTensor("normal", 1.0, 2.0, "float64"),
     l.Chain(l.Bernoulli("bool"), l.Multinomial(3)),
     l.Gradient(graph(l.relu), 1, 1),
+    l.Chain(l.Dense(4, 4), l.relu, l.Dense(4, 4), names=("first", "", "deep.last")),
+    l.SkipConnection(l.Dense(4, 2), l.Operator.of("Concat", axis=1), l.Dense(4, 3), True, ("", "around")),
+    l.Chain(l.ConvTranspose(4, 6, (3,), (2,), output_pads=(1,)), l.GroupNorm(2, 6), l.InstanceNorm(6, track=True)),
+    l.Chain(l.RMSNorm((4,)), l.GRU(4, 2, bidirectional=True), l.RNN(4, 2, nonlinearity="relu")),
 ]
 
 
@@ -172,6 +176,18 @@ def test_broken_folders_are_refused_in_one_line(tmp_path: Path) -> None:
     (folder / "params.safetensors").unlink()
     (folder / "params.safetensors").symlink_to(tmp_path / "elsewhere")
     refused("is a link", ix.UnsafeInputError)
+
+
+def test_a_container_saved_without_its_later_fields_is_read(tmp_path: Path) -> None:
+    layer = l.Chain(l.Dense(4, 4), l.SkipConnection(l.Dense(4, 4)))
+    ix.save(ix.Model(layer, *ix.setup(layer, 0)), tmp_path / "m")
+    description = tmp_path / "m" / "model.json"
+    content = json.loads(description.read_text())
+    del content["layer"]["names"]
+    for name in ("names", "shortcut", "shortcut_first"):
+        del content["layer"]["layers"][1][name]
+    description.write_text(json.dumps(content))
+    assert ix.load(tmp_path / "m").layer == layer
 
 
 def test_every_layer_has_an_example_here() -> None:

@@ -40,6 +40,12 @@ REASONS: tuple[tuple[str, tuple[str, ...], str], ...] = (
         ("jax",),
         "sums in bfloat16 (8 bits) are compared at 1e-3; XLA rounds at other places, by one unit in the last place",
     ),
+    (
+        "test_attention_4d_causal_fp16_expanded",
+        ("jax",),
+        "softmax is computed in float32 and rounded once, as PyTorch does; the reference rounds each step to float16, "
+        "two units in the last place away",
+    ),
     ("test_bernoulli*", ("jax",), "random numbers: ONNX does not say which, interlux draws its own from a seed"),
     (
         "test_bernoulli*",

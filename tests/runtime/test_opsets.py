@@ -76,3 +76,24 @@ def test_the_default_opset_rises_to_what_the_model_needs() -> None:
     with pytest.raises(ix.UnsupportedError, match="no bfloat16"):
         emit(half, 20)
     assert emit(half).opset_import[0].version == 22
+
+
+@pytest.mark.parametrize("opset", [13, 18, 20])
+@pytest.mark.parametrize(
+    "form",
+    [
+        "(float[a, b, c] x, int64[n] shape, int64[k] axes, int64[m] pads) => (float[d, e, f] y) "
+        "{ y = Pad (x, pads, , axes) }",
+        "(float[a, b, c] x, int64[n] shape, int64[k] axes, int64[m] pads) => (float[d, e, f] y) "
+        "<int64[2] some = {-1, 0}> { z = Reshape(x, shape)  y = Pad (z, pads, , some) }",
+    ],
+    ids=["computed axes", "a rank that nothing tells"],
+)
+def test_some_axes_are_padded(form: str, opset: int) -> None:
+    proto = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 18]> pads {form}')
+    x = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    given = {"x": x, "shape": np.array([2, 3, 4]), "axes": np.array([-1, 0]), "pads": np.array([1, 0, 2, 3])}
+    again = emit(ix.from_onnx(proto), opset)
+    session = onnxruntime.InferenceSession(again.SerializeToString(), providers=["CPUExecutionProvider"])
+    (y,) = session.run(None, {i.name: given[i.name] for i in session.get_inputs()})
+    np.testing.assert_array_equal(y, np.pad(x, [(0, 3), (0, 0), (1, 2)]))

@@ -186,7 +186,3 @@ INPUTS: dict[str, Maker] = {
     "past_values": _noise("time:24", "channels:3"),
     "inputs_embeds": _noise("length:7", "features:32"),
 }
-
-
-ALL: list[Architecture] = []
-TRAINED: frozenset[str] = frozenset()

@@ -63,6 +63,7 @@ class TorchBuilder(GraphBuilder):
         self.dim_names = dim_names  # of torch's symbols
         self._symbols: dict[str, tuple[Value, int, int, int]] = {}  # symbol -> tensor, axis, factor, offset
         self._sizes: dict[str, Value] = {}
+        self.not_one: dict[str, str] = {}  # symbols of sizes that must not be 1 -> where
 
     # --- sizes
 
@@ -154,11 +155,6 @@ class TorchBuilder(GraphBuilder):
     def operator(self) -> str:
         """The name of the operator that is being lowered, without namespace and overload."""
         return str(self.fx_node.target).split(".")[1]
-
-    @property
-    def spatial_rank(self) -> int:
-        """Of operators that are named by it: conv2d, max_pool1d, …"""
-        return int(self.operator[-2])
 
     # --- training and evaluation
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,16 +14,19 @@ import torch
 from ...ir import trees
 from ...ir.errors import InvalidModelError, UnsupportedError
 from ...ir.graph import ByMode, Graph, Unavailable, graph_of
-from ...ir.layer import Layer
+from ...ir.layer import ALWAYS, Layer
 from ...ir.layers.random import fresh_seed
 from ...ir.model import Dimension, Model, Signature, TensorSpec
 from ...ir.trees import Path
 from .arrays import real_view, to_numpy
 from .builder import Modes, OwnStates
 from .export import Args, ExportError, as_call, dimension_names, export, in_mode
+from .guards import conditions, conditions_of_code
+from .hooks import hooked_modules, hooked_parameters
 from .importer import UNIMPORTABLE, ProgramImporter, Unimportable
 from .modes import PairedModes, SingleMode, single
 from .places import Spot, class_name
+from .settling import settled
 from .state_files import is_weight_file, module_from_file
 from .structure import leaf_names, structure
 
@@ -69,8 +73,9 @@ def from_torch(
     """
     if opaque not in ("refuse", "wrap"):
         raise InvalidModelError(f'opaque is "refuse" or "wrap", not {opaque!r}')
+    notes: tuple[str, ...] = ()
     if isinstance(source, str | os.PathLike) and is_weight_file(source):
-        source, own_inputs = module_from_file(source, arch, trust)
+        source, own_inputs, notes = module_from_file(source, arch, trust)
         example_inputs = own_inputs if example_inputs is None else example_inputs
     elif arch is not None or trust:
         raise InvalidModelError("arch and trust are for files of weights (.safetensors, .pt, .pth, .bin)")
@@ -79,23 +84,26 @@ def from_torch(
             raise UnsupportedError("a TorchScript module cannot be exported; give the nn.Module that it was made of")
         if example_inputs is None:
             raise InvalidModelError("from_torch needs example_inputs for a module, e.g. (torch.randn(2, 3, 224, 224),)")
-        return _from_module(source, *as_call(example_inputs), dynamic_shapes, name, seed, opaque == "wrap")
+        _check_values(source)
+        model = _from_module(source, *as_call(example_inputs), dynamic_shapes, name, seed, opaque == "wrap")
+        return replace(model, notes=(*notes, *model.notes))
     if opaque == "wrap":
         raise InvalidModelError("opaque='wrap' needs the module itself: a program has no code of sub-modules")
     if isinstance(source, Program):
-        program, label = source, name or "ExportedProgram"
+        program, label, guards = source, name or "ExportedProgram", list(getattr(source, "_guards_code", ()))
     elif isinstance(source, str | os.PathLike):
-        from .pt2 import load_exported_program
+        from .pt2 import load_with_guards
 
-        program, label = load_exported_program(source), name or os.path.splitext(os.path.basename(source))[0]
+        program, guards = load_with_guards(source)
+        label = name or os.path.splitext(os.path.basename(source))[0]
     else:
         raise InvalidModelError(
             f"from_torch takes an nn.Module, an ExportedProgram or a path, not {type(source).__name__}"
         )
     stored = _Stored(program.state_dict, {EVALUATION: program})
     modes = single(program.graph)
-    layer = _graph(program, EVALUATION, modes, stored, fresh=False)
-    notes: tuple[str, ...] = ()
+    not_one: dict[str, str] = {}
+    layer = _graph(program, EVALUATION, modes, stored, not_one, fresh=False)
     if modes.follows is None:
         notes = (
             "layers of both modes were exported: each stays as it was, train=True changes nothing; import the module "
@@ -106,7 +114,43 @@ def from_torch(
             "exported in evaluation: batch normalisation and dropout follow train=True again, but what the module's "
             "own code does differently in training is not in the file",
         )
-    return _model(layer, program, stored, label, seed, notes)
+    model = _model(layer, program, stored, label, seed, notes, not_one)
+    assert model.signature is not None
+    if guards and not model.signature.conditions:  # a program that was saved has them as code only
+        found = conditions_of_code(guards, program, dim_names(program, None))
+        model = replace(model, signature=replace(model.signature, conditions=found))
+    return model
+
+
+def _check_values(module: torch.nn.Module) -> None:
+    """Raises UnsupportedError for parameters and buffers that have no values yet."""
+    tensors = dict(itertools.chain(module.named_parameters(), module.named_buffers()))
+    lazy = [name for name, tensor in tensors.items() if torch.nn.parameter.is_lazy(tensor)]
+    if lazy:
+        raise UnsupportedError("lazy modules have no parameters yet; call the module once on example inputs", lazy)
+    meta = [name for name, tensor in tensors.items() if tensor.is_meta]
+    if meta:
+        raise UnsupportedError(
+            "these tensors are on the meta device and have no values; give them some before "
+            "(module.load_state_dict(…, assign=True))",
+            meta,
+        )
+
+
+def _random_note(layer: Layer) -> tuple[str, ...]:
+    """One sentence if a model draws random numbers in evaluation."""
+    graph = layer.evaluation if isinstance(layer, ByMode) else layer
+    drawing = [
+        node.name
+        for node in (graph.nodes if isinstance(graph, Graph) else ())
+        if any(slot == "seed" for slot, _ in node.states) and getattr(node.layer, "mode", ALWAYS) == ALWAYS
+    ]
+    if not drawing:
+        return ()
+    return (
+        f"random numbers are drawn in evaluation too ({', '.join(drawing)}): they are not PyTorch's, a comparison of "
+        "outputs fails, and only layer.apply can run the model",
+    )
 
 
 class _Again(Exception):
@@ -127,11 +171,19 @@ def _from_module(
         from .opaque import Parts
 
         parts = {label: Parts(module) for label in (EVALUATION, TRAINING)}
+    notes: tuple[str, ...] = ()
     while True:
         try:
-            return _imported(module, args, kwargs, dynamic_shapes, name, seed, parts)
+            model = _imported(module, args, kwargs, dynamic_shapes, name, seed, parts)
+            return replace(model, notes=(*notes, *model.notes))
         except _Again:
             continue
+        except UnsupportedError:
+            after = None if wrap or notes else settled(module, args, kwargs)
+            if after is None:
+                raise
+            module, changed = after
+            notes = (f"the module changes itself when it is called ({', '.join(changed)}): as after its first call",)
 
 
 def _imported(
@@ -144,15 +196,14 @@ def _imported(
     parts: Mapping[str, Parts],
 ) -> Model:
     """The model of a module. Raises _Again if one of the `parts` has grown."""
-    evaluation, backwards = _exported(module, args, kwargs, dynamic_shapes, False, parts.get(EVALUATION))
+    evaluation, backwards, not_one = _exported(module, args, kwargs, dynamic_shapes, False, parts.get(EVALUATION))
     notes = tuple(
-        f"{function} ({spot}) has a backward of its own; in evaluation, gradients are those of its forward"
-        for function, spot in backwards.items()
+        f"{what} ({spot}); in evaluation, gradients are those of the forward alone" for what, spot in backwards.items()
     )
     training: Program | None
     reason = ""
     try:
-        training, _ = _exported(module, args, kwargs, dynamic_shapes, True, parts.get(TRAINING))
+        training, _, _ = _exported(module, args, kwargs, dynamic_shapes, True, parts.get(TRAINING))
     except UnsupportedError as error:  # evaluation is what most conversions are for
         training = None
         reason = f"evaluation only, the training mode cannot be exported: {error}"
@@ -171,7 +222,7 @@ def _imported(
     def graph(program: Program, modes: Modes, *serves: str) -> Graph:
         kept = {mode: parts[mode] for mode in serves if mode in parts}
         try:
-            return _graph(program, serves[0], modes, stored, names, fresh=True, kept=kept)
+            return _graph(program, serves[0], modes, stored, not_one, names, fresh=True, kept=kept)
         except Unimportable as error:
             if not kept:
                 raise UnsupportedError(f"{UNIMPORTABLE} (opaque='wrap' keeps their modules)", error.items) from error
@@ -195,7 +246,7 @@ def _imported(
             notes = (*notes[:-1], f"evaluation only, the training mode cannot be imported: {error}")
             layer = ByMode(Unavailable(notes[-1]), evaluated)
     notes += _kept_notes(module, parts)
-    return _model(layer, evaluation, stored, label, seed, notes, names)
+    return _model(layer, evaluation, stored, label, seed, notes, not_one, names)
 
 
 def _exported(
@@ -205,21 +256,27 @@ def _exported(
     dynamic_shapes: Any,
     train: bool,
     parts: Parts | None,
-) -> tuple[Program, dict[str, Spot]]:
-    """The program of one mode, and the places of functions whose own backward it has not. What torch.export cannot
-    follow is added to `parts`, if they are given."""
+) -> tuple[Program, dict[str, Spot], dict[str, str]]:
+    """The program of one mode, the places of functions whose own backward it has not, and those that decide by whether
+    a size (a symbol) is 1. What torch.export cannot follow is added to `parts`, if they are given."""
     while True:
         backwards: dict[str, Spot] = {}
+        not_one: dict[str, str] = {}
         try:
             with in_mode(module, train=train):
                 keeping = None if parts is None else parts.kept
-                program = export(module, args, kwargs, dynamic_shapes, keeping, backwards)
+                program = export(module, args, kwargs, dynamic_shapes, keeping, backwards, not_one)
+            backwards |= hooked_modules(module, () if parts is None else parts.paths)
+            if train and (hooked := hooked_parameters(module)):
+                raise UnsupportedError(
+                    "hooks change the gradients of parameters; change them where they are used", hooked
+                )
             if train:  # in training, what the gradients are matters
-                for function, spot in backwards.items():
-                    raise ExportError(type(module).__name__, f"{function} has a backward of its own", spot)
+                for what, spot in backwards.items():
+                    raise ExportError(type(module).__name__, what, spot)
             if parts is not None:
                 parts.check(program)
-            return program, backwards
+            return program, backwards, not_one
         except ExportError as error:
             if parts is None:
                 raise
@@ -328,27 +385,32 @@ def _graph(
     label: str,
     modes: Modes,
     stored: _Stored,
+    not_one: dict[str, str],
     names: Names = None,
     *,
     fresh: bool,
     kept: Mapping[str, Parts] | None = None,
 ) -> Graph:
-    """The graph of a program. `kept` has the parts that stay in PyTorch, by the modes that the program serves."""
+    """The graph of a program. `kept` has the parts that stay in PyTorch, by the modes that the program serves;
+    `not_one` gets the symbols of sizes that must not be 1, with the place."""
     importer = ProgramImporter(program, modes, stored.names[label], dim_names(program, names), fresh, stored.own)
     if kept:
         from .opaque import Wrapped
 
         importer.opaque = Wrapped({mode == TRAINING: parts for mode, parts in kept.items()})
     graph = importer.run()
+    not_one.update(importer.op.not_one)
     trained = [trees.name_of(p) for p in importer.written if stored.tensors[trees.name_of(p)].requires_grad]
     if trained:
-        raise UnsupportedError("the module's forward writes to its parameters", trained)
+        raise UnsupportedError(
+            "the module's forward writes to its parameters (if only the first one does, call it once before)", trained
+        )
     return graph
 
 
 def _user_inputs(program: Program) -> list[torch.fx.Node]:
     names = set(program.graph_signature.user_inputs)
-    return [n for n in program.graph.nodes if n.op == "placeholder" and n.name in names]
+    return [n for n in program.graph.find_nodes(op="placeholder") if n.name in names]
 
 
 def dim_names(program: Program, given: Names = None) -> dict[str, str]:
@@ -366,7 +428,14 @@ def dim_names(program: Program, given: Names = None) -> dict[str, str]:
 
 
 def _model(
-    layer: Layer, program: Program, stored: _Stored, name: str, seed: int, notes: tuple[str, ...], names: Names = None
+    layer: Layer,
+    program: Program,
+    stored: _Stored,
+    name: str,
+    seed: int,
+    notes: tuple[str, ...],
+    not_one: Mapping[str, str],
+    names: Names = None,
 ) -> Model:
     graph = graph_of(layer)
     assert graph is not None
@@ -378,9 +447,10 @@ def _model(
     metadata = {"source": "torch", "name": name, "state_dict": stored.state_dict}
     if found := [key for key in stored.state_dict if stored.tensors[key].is_complex()]:
         metadata["complex"] = found  # stored as pairs of real and imaginary parts
-    return Model(
-        layer, params, states, _signature(graph, program, dim_names(program, names)), stored.aliases, metadata, notes
-    )
+    labels = dim_names(program, names)
+    signature = replace(_signature(graph, program, labels), conditions=conditions(program, labels, not_one))
+    notes += _random_note(layer)
+    return Model(layer, params, states, signature, stored.aliases, metadata, notes)
 
 
 def _signature(graph: Graph, program: Program, names: dict[str, str]) -> Signature:

@@ -6,8 +6,6 @@ import inspect
 import io
 import logging
 import re
-import sys
-import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stderr, redirect_stdout
@@ -17,8 +15,17 @@ import torch
 from torch.utils import _pytree as pytree
 
 from ...ir.errors import InvalidModelError, UnsupportedError
-from .places import Spot, caller, causes, class_name, scripted, spot_of
+from .guards import decisions_on_one
+from .hooks import gradients_noted, inference_as_no_grad
+from .places import Spot, causes, class_name, scripted, spot_of
+from .settling import as_it_was
+from .watching import Watching
 
+# what torch's errors add for its own developers
+_HINTS = re.compile(
+    r" *(For more information, run with TORCH_LOGS=\S*|For more information about this error, see: \S*"
+    r"|Please file an issue on github\.?|To fix the error, insert .*|\(Size-like symbols: .*\))"
+)
 Args = tuple[Any, ...]
 Keeping = Callable[[Args, Mapping[str, Any]], AbstractContextManager[None]]
 
@@ -59,11 +66,59 @@ def as_call(example_inputs: Any) -> tuple[Args, dict[str, Any]]:
     return (example_inputs,), {}
 
 
+def _signature(module: torch.nn.Module, kwargs: Mapping[str, Any]) -> inspect.Signature:
+    """How a forward is called: of its `**kwargs` each one that is given, by name."""
+    signature = inspect.signature(module.forward)
+    own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    if len(own) == len(signature.parameters):
+        return signature
+    names = {p.name for p in own}
+    given = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in kwargs if name not in names]
+    return signature.replace(parameters=[*own, *given])
+
+
+@contextmanager
+def _each_by_name(module: torch.nn.Module, kwargs: Mapping[str, Any]) -> Iterator[None]:
+    """Shows torch.export each of a forward's `**kwargs` by name: as a dict torch 2.13 counts them twice,
+    and no dynamic shapes fit."""
+    signature, forward = _signature(module, kwargs), module.forward
+    if signature.parameters.keys() == inspect.signature(forward).parameters.keys():
+        yield
+        return
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return forward(*args, **kwargs)
+
+    call.__signature__ = signature  # type: ignore[attr-defined]
+    own = vars(module).get("forward")
+    module.forward = call
+    try:
+        yield
+    finally:
+        if own is None:
+            del module.forward
+        else:
+            module.forward = own
+
+
 def arguments_by_name(module: torch.nn.Module, args: Args, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     try:
-        return dict(inspect.signature(module.forward).bind(*args, **kwargs).arguments)
+        return dict(_signature(module, kwargs).bind(*args, **kwargs).arguments)
     except TypeError as error:
         raise InvalidModelError(f"the example inputs don't fit {type(module).__name__}.forward: {error}") from None
+
+
+def _each_its_own(arguments: Any) -> Any:
+    """The arguments with a copy of each tensor that is there twice: torch.export would take both for one input."""
+    seen: set[int] = set()
+
+    def own(leaf: Any) -> Any:
+        if not isinstance(leaf, torch.Tensor) or id(leaf) not in seen:
+            seen.add(id(leaf))
+            return leaf
+        return leaf.detach().clone().requires_grad_(leaf.requires_grad)
+
+    return pytree.tree_map(own, arguments)
 
 
 def _is_batched(leaf: Any, size: int) -> bool:
@@ -96,10 +151,11 @@ def prepared(
     Arguments:
         dynamic_shapes: "batch", "auto", None (all sizes fixed), or what torch.export.export takes.
     """
+    args, kwargs = _each_its_own((args, dict(kwargs)))
     if dynamic_shapes == "batch":
         shapes, named = batch_shapes(arguments_by_name(module, args, kwargs))
         if named is not None:
-            bound = inspect.signature(module.forward).bind(*args, **kwargs)
+            bound = _signature(module, kwargs).bind(*args, **kwargs)
             bound.arguments.update(named)
             args, kwargs = bound.args, bound.kwargs
     elif dynamic_shapes == "auto":
@@ -114,6 +170,9 @@ def prepared(
         )
     else:
         shapes = dynamic_shapes
+        rest = [p.name for p in inspect.signature(module.forward).parameters.values() if p.kind is p.VAR_KEYWORD]
+        if isinstance(shapes, dict) and rest and rest[0] in shapes and rest[0] not in kwargs:
+            shapes = {k: v for k, v in shapes.items() if k != rest[0]} | (shapes[rest[0]] or {})
     return args, dict(kwargs), shapes
 
 
@@ -124,37 +183,49 @@ def export(
     dynamic_shapes: Any,
     keeping: Keeping | None = None,
     backwards: dict[str, Spot] | None = None,
+    not_one: dict[str, str] | None = None,
 ) -> torch.export.ExportedProgram:
     """torch.export of a module as it stands (in its present mode).
 
     Arguments:
         dynamic_shapes: see `prepared`.
         keeping: around the export, given its arguments: makes nodes of the parts that stay in PyTorch.
-        backwards: gets the places of functions with a backward of their own, which an exported program forgets.
+        backwards: gets what changes gradients and is not in an exported program (functions with a backward of their
+            own, hooks of tensors), with its place.
+        not_one: gets the symbols of sizes whose code decides by whether they are 1, which it forgets as well.
 
     Raises ExportError with torch.export's reason and the place in the user's code.
     """
     args, kwargs, shapes = prepared(module, args, kwargs, dynamic_shapes)
     said = io.StringIO()
-    with nullcontext() if keeping is None else keeping(args, kwargs):
+    watching = Watching(module)
+    with nullcontext() if keeping is None else keeping(args, kwargs), _each_by_name(module, kwargs):
         try:
             with (
                 warnings.catch_warnings(record=True) as warned,
                 _torch_quiet(said),
-                _backwards_noted(module, {} if backwards is None else backwards),
+                gradients_noted(module, {} if backwards is None else backwards),
+                inference_as_no_grad(),
+                decisions_on_one(module, {} if not_one is None else not_one),
+                as_it_was(module),
+                watching,
             ):
                 warnings.simplefilter("always")  # they are not shown: torch's own, about its future and such
                 program = torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
         except Exception as error:  # torch.export raises whatever the module's code raises
             if text := said.getvalue().strip():
                 error.add_note(f"torch.export printed:\n{text}")
-            spot, reason = spot_of(error, module), _reason(error)
+            reason, spot = watching.explained(_reason(error), spot_of(error, module))
             outer = spot.modules[0][0] if spot.modules else ""
             scripts = [(path, name) for path, name in scripted(module).items() if f"{path}.".startswith(outer)]
             if scripts and not any(isinstance(cause, UnsupportedError) for cause in causes(error)):
                 spot = Spot((*scripts, *spot.modules), spot.file, spot.line)
                 reason = f"TorchScript ({', '.join(path for path, _ in scripts)}) cannot be exported"
             raise ExportError(type(module).__name__, reason, spot) from error
+    if (hidden := watching.hidden(program)) is not None:
+        raise ExportError(type(module).__name__, *hidden)
+    if backwards is not None:
+        backwards |= watching.not_further
     for each in warned:
         _refuse_memory(module, program, str(each.message))
     return program
@@ -165,7 +236,7 @@ def _refuse_memory(module: torch.nn.Module, program: torch.export.ExportedProgra
     also reads: in the program it is a constant."""
     head, found, _ = warning.partition(" assigned during export")
     assigned = set(re.findall(r"self\.([\w.]+)", head)) if found else set()
-    users = {node.name: node.users for node in program.graph.nodes if node.op == "placeholder"}
+    users = {node.name: node.users for node in program.graph.find_nodes(op="placeholder")}
     for spec in program.graph_signature.input_specs:
         if spec.target in assigned and users.get(getattr(spec.arg, "name", "")):
             owner = str(spec.target).rpartition(".")[0]
@@ -179,7 +250,7 @@ def _reason(error: BaseException) -> str:
     for cause in causes(error):
         if isinstance(cause, UnsupportedError):  # of a part that is to stay in PyTorch
             return str(cause)
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line.strip() for line in _HINTS.sub("", str(error)).splitlines() if line.strip()]
     reason = " ".join(lines[:2])[:400] if lines else type(error).__name__
     if "PackedParams" in reason:
         return (
@@ -191,24 +262,6 @@ def _reason(error: BaseException) -> str:
     if "pecializ" in str(error) or "Constraints violated" in str(error):
         reason += " (sizes are specialised: give dynamic_shapes=None, or torch.export's own form)"
     return reason
-
-
-@contextmanager
-def _backwards_noted(module: torch.nn.Module, found: dict[str, Spot]) -> Iterator[None]:
-    """Notes the calls of torch.autograd.Function outside torch itself: of these only the forward is exported."""
-    original = vars(torch.autograd.Function)["apply"]
-    thread = threading.get_ident()
-
-    def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
-        if threading.get_ident() == thread and cls.__module__.partition(".")[0] != "torch":
-            found.setdefault(cls.__qualname__, caller(module, sys._getframe(1)))
-        return original.__get__(None, cls)(*args, **kwargs)
-
-    torch.autograd.Function.apply = classmethod(apply)  # type: ignore[method-assign, assignment]
-    try:
-        yield
-    finally:
-        torch.autograd.Function.apply = original  # type: ignore[method-assign]
 
 
 @contextmanager

@@ -5,12 +5,12 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 import torch
 from torch.export.graph_signature import InputKind
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from ...ir.errors import InvalidModelError, UnsupportedError
 from ...ir.graph import Graph, ModuleCall
@@ -24,26 +24,29 @@ from .complex import Complex, each_part
 from .lowerings import LOWERINGS
 from .lowerings.control import HIGHER_ORDER, autocast, unneeded
 from .lowerings.spectral import COMPLEX, COMPLEX_VIEW_WRITES, COMPLEX_VIEWS, as_pairs, is_complex, split_pairs
-from .lowerings.views import EACH_A_VIEW, MAYBE_VIEWS, PART_WRITES, VIEW_WRITES, VIEWS
+from .lowerings.views import EACH_A_VIEW, MAYBE_VIEWS, PART_WRITES, PASSING, VIEW_WRITES, VIEWS, estimated
 from .modes import FLAGS, arguments, counts_batches, target_name
+from .places import short_file
 
 Node = torch.fx.Node
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
-# they change what a name views, not the data
-_RESHAPED_IN_PLACE = frozenset(
-    (
-        "t_",
-        "transpose_",
-        "swapaxes_",
-        "swapdims_",
-        "unsqueeze_",
-        "squeeze_",
-        "as_strided_",
-        "resize_",
-        "resize_as_",
-        "set_",
-    )
-)
+# they change what a name views, not the data: the views that the name then is
+_RESHAPED_IN_PLACE = {
+    "t_.default": "t.default",
+    "transpose_.default": "transpose.int",
+    "swapaxes_.default": "swapaxes.default",
+    "swapdims_.default": "swapdims.default",
+    "unsqueeze_.default": "unsqueeze.default",
+    "squeeze_.default": "squeeze.default",
+    "squeeze_.dim": "squeeze.dim",
+    "squeeze_.dims": "squeeze.dims",
+}
+_MOVED_IN_PLACE = frozenset(("as_strided_", "resize_", "resize_as_", "set_"))  # to other memory, or more of it
+_NUMBERS = {  # their dtypes, as results
+    **dict.fromkeys((int, torch.SymInt), np.dtype(np.int64)),
+    **dict.fromkeys((float, torch.SymFloat), np.dtype(np.float64)),
+    **dict.fromkeys((bool, torch.SymBool), np.dtype(np.bool_)),
+}
 _IGNORED = tuple(f"aten.{n}" for n in ("_assert", "sym_constrain", "sym_size", "sym_numel", "_check", "promote_types"))
 
 
@@ -53,20 +56,36 @@ def source_line(stack_trace: str | None) -> str:
     if not frames:
         return ""
     file, line = frames[-1]
-    path = file.replace("\\", "/").rpartition("site-packages/")[2]
-    if path.startswith("/") or ":" in path[:3]:
-        path = "/".join(PurePosixPath(path).parts[-2:])
-    return f"{path}:{line}"
+    return short_file(file, int(line))
+
+
+def outs(node: Node) -> dict[str, Node]:
+    """The tensors that an operator writes its results to, by the names of its `out=` arguments."""
+    schema = getattr(node.target, "_schema", None)
+    return {a.name: node.kwargs[a.name] for a in schema.arguments if a.is_out} if schema is not None else {}  # type: ignore[misc]
 
 
 def functional_name(node: Node) -> str:
     """The operator, with its overload, that gives what an operator in place or with `out=` writes."""
     operation, _, overload = target_name(node).removeprefix("aten.").partition(".")
-    if "out" not in node.kwargs:
+    if not outs(node):
         return f"{operation[:-1]}.{overload}"
-    if overload != "out":
-        return f"{operation}.{overload.removesuffix('_out')}"
-    return f"{operation}.Tensor" if f"{operation}.Tensor" in LOWERINGS else f"{operation}.default"
+
+    target: Any = node.target
+    wanted = [(a.name, str(a.type)) for a in target._schema.arguments if not a.is_out]
+    for name in target._overloadpacket.overloads():
+        formals = getattr(target._overloadpacket, name)._schema.arguments
+        if any(a.is_out for a in formals) or not all(a.has_default_value() for a in formals[len(wanted) :]):
+            continue
+        if [(a.name, str(a.type)) for a in formals[: len(wanted)]] == wanted:
+            return f"{operation}.{name}"
+    return f"{operation}.{overload}"
+
+
+def view_name(node: Node) -> str:
+    """The operator of a view; of one that is made in place, that which makes the same otherwise."""
+    name = target_name(node).removeprefix("aten.")
+    return _RESHAPED_IN_PLACE.get(name, name)
 
 
 def module_calls(node: Node) -> tuple[ModuleCall, ...]:
@@ -137,6 +156,7 @@ class ProgramImporter:
         self.view_of: dict[Node, Node] = {}
         self.views: dict[Node, list[Node]] = {}
         self.doubtful: set[Node] = set()  # may be views or copies
+        self.stale: set[Node] = set()  # views of what was written to since they were made
         self.buffers: dict[Node, Path] = {}
         self.fresh = fresh
         self.order = {node: i for i, node in enumerate(program.graph.nodes)}
@@ -148,32 +168,59 @@ class ProgramImporter:
         self.captured: set[Node] = set()  # inputs of graphs inside control flow
         self.calls: tuple[ModuleCall, ...] = ()  # around the graph inside that is being executed
         self.autocast = ""  # the device type, in a block under torch.autocast
+        self.untracked: torch.fx.Graph | None = None  # the block under torch.no_grad that is being executed
 
     def run(self) -> Graph:
         """The graph. Raises UnsupportedError naming every operator that cannot be imported, with its place."""
         for spec in self.program.graph_signature.input_specs:
             if hasattr(spec.arg, "name") and spec.kind == InputKind.CUSTOM_OBJ:
                 raise UnsupportedError(f"the program takes a custom object ({spec.arg.name})")
-        placeholders = {n.name: n for n in self.program.graph.nodes if n.op == "placeholder"}
+        placeholders = {n.name: n for n in self.program.graph.find_nodes(op="placeholder")}
         for spec in self.program.graph_signature.input_specs:
             name = getattr(spec.arg, "name", None)
             if name in placeholders:
                 self._bind(placeholders[name], spec)
         outputs = self._execute(self.program.graph)
+        results, problems = self._results(outputs)
         if self.unsupported:
+            for problem in problems:
+                self.unsupported.setdefault("", {})[problem] = None
             raise Unimportable(self.unsupported)
+        if problems:
+            raise UnsupportedError("results of the module that cannot be imported", problems)
+        if not results:
+            raise UnsupportedError("the module returns no tensor, so that there is nothing to compute; return one")
         with self.op.at(Place("write")):
             for path, written in self.written.items():
                 rank = len(written.shape or ())
                 value = as_pairs(self.op, written, rank) if isinstance(written, Complex) else written
                 self.op.add(Assign(ALWAYS), value, states={"value": self.op.stored(path, _Described(value))}, outputs=0)
-        results = [self._resolved(o) for o in outputs if isinstance(o, Node)]
-        for i, result in enumerate(results):
-            if isinstance(result, Complex):
-                raise UnsupportedError(f"result {i} of the module is complex; return torch.view_as_real of it")
-            if not isinstance(result, Value):
-                raise UnsupportedError(f"result {i} of the module is a size or number ({result}), not a tensor")
         return self.op.build(results)
+
+    def _results(self, outputs: Sequence[Any]) -> tuple[list[Value], list[str]]:
+        """The tensors that the module returns, and what it returns that cannot be one. Dynamic sizes and numbers of
+        `item()` are tensors of rank 0; constants are none, they are part of the structure."""
+        results, problems = [], []
+        for i, output in enumerate(outputs):
+            if not isinstance(output, Node):
+                continue
+            place = Place(
+                output.name, (), f"{target_name(output)} {source_line(output.meta.get('stack_trace'))}".strip()
+            )
+            with self.op.at(place):
+                try:
+                    result = self._resolved(output)
+                    if isinstance(result, Complex):
+                        raise UnsupportedError("complex; return torch.view_as_real of it")
+                    if not isinstance(result, Value):
+                        kind = _NUMBERS.get(type(result))
+                        if kind is None:
+                            raise UnsupportedError(f"a {type(result).__name__}; return a tensor")
+                        result = self.op.named(self.op.value(result, kind), output.name, ())
+                    results.append(result)
+                except UnsupportedError as error:
+                    problems.append(f"result {i} of the module is {error} ({place.source})")
+        return results, problems
 
     def _bind(self, node: Node, spec: Any) -> None:
         val = node.meta.get("val")
@@ -239,7 +286,7 @@ class ProgramImporter:
             except RefusedInside:
                 self._unknown(node)
             except UnsupportedError as error:
-                self._collect(place, f"{place.source}: {error}" if place.source not in str(error) else str(error))
+                self._refused(place, error)
                 self._unknown(node)
         elif self._is_in_place(node):
             self._in_place(node, place)
@@ -252,7 +299,7 @@ class ProgramImporter:
             try:
                 self.values[node] = self._lower(node, key)
             except UnsupportedError as error:  # collected, so that the user sees everything at once
-                self._collect(place, f"{place.source}: {error}" if place.source not in str(error) else str(error))
+                self._refused(place, error)
                 self._unknown(node)
             self._note_view(node, key)
 
@@ -261,6 +308,9 @@ class ProgramImporter:
         words = (place.scope[-1].module_class if place.scope else "", place.source.removeprefix(name).strip())
         where = ", ".join(word for word in words if word)
         self._collect(place, f"{name} in {module}" + (f" ({where})" if where else ""))
+
+    def _refused(self, place: Place, error: UnsupportedError) -> None:
+        self._collect(place, f"{place.source}: {error}" if place.source not in str(error) else str(error))
 
     def _collect(self, place: Place, text: str) -> None:
         self.refusals += 1
@@ -286,7 +336,7 @@ class ProgramImporter:
 
     def _lower(self, node: Node, key: str) -> Any:
         args = self._arguments(node.args)
-        kwargs = self._arguments({name: value for name, value in node.kwargs.items() if name != "out"})
+        kwargs = self._arguments({name: value for name, value in node.kwargs.items() if name not in outs(node)})
         if self.autocast:
             args, kwargs = autocast(self.op, node, (args, kwargs), self.autocast)
         try:
@@ -295,6 +345,8 @@ class ProgramImporter:
             if isinstance(error, InvalidModelError):
                 raise
             raise UnsupportedError(f"{target_name(node)} with these arguments: {error}") from error
+        except GuardOnDataDependentSymNode as error:
+            raise UnsupportedError(f"{target_name(node)} of sizes that depend on the data") from error
         return self._described(result, node.meta.get("val"), node.name)
 
     def _described(self, result: Any, val: Any, name: str) -> Any:
@@ -312,6 +364,8 @@ class ProgramImporter:
     def _resolved(self, node: Any) -> Any:
         while node in self.alias:
             node = self.alias[node]
+        if node in self.stale:
+            self._derive(node)
         return self.values.get(node, node)
 
     def _arguments(self, arguments: Any) -> Any:
@@ -335,8 +389,7 @@ class ProgramImporter:
 
     def inline(self, node: Node, module: torch.fx.GraphModule, operands: Sequence[Any]) -> list[Any]:
         """Executes a graph as if its nodes stood where the higher-order operator does. Returns its outputs' nodes."""
-        names = [n for n in module.graph.nodes if n.op == "placeholder"]
-        for placeholder, operand in zip(names, operands, strict=True):
+        for placeholder, operand in zip(module.graph.find_nodes(op="placeholder"), operands, strict=True):
             if isinstance(operand, Node):
                 self.alias[placeholder] = operand
             else:
@@ -344,21 +397,36 @@ class ProgramImporter:
         self.inlined[node] = self._inside(node, module.graph)
         return self.inlined[node]
 
-    def stop_gradients(self, outputs: Sequence[Any], given: Sequence[Any]) -> None:
-        """No gradient flows through what an inlined graph computed, or wrote to a buffer; of what it was given, that
-        which it only passes on keeps its own."""
+    def inline_untracked(self, node: Node, module: torch.fx.GraphModule, operands: Sequence[Any]) -> list[Any]:
+        """Executes a graph as autograd does not see it: no gradient flows through what it computes, and what it writes
+        to keeps the derivative that it had. Returns its outputs' nodes."""
+        outer, self.untracked = self.untracked, module.graph
+        try:
+            outputs = self.inline(node, module, operands)
+        finally:
+            self.untracked = outer
+        given = {self._root(operand) for operand in operands if isinstance(operand, Node)}
         for output in outputs:
             root = self._root(output) if isinstance(output, Node) else None
-            if root is None or any(self._resolved(root) is value for value in given):
+            if root is None or self._passed_on(root) in given:
                 continue
             value = each_part(lambda x: self.op.StopGradient(x), self._resolved(root))
             self.values[root] = self._described(value, root.meta["val"], root.name)
+        return outputs
+
+    def _passed_on(self, node: Node) -> Node:
+        """The tensor that operators gave back itself, where they had nothing to change."""
+        while view_name(node) in PASSING and not is_complex(node) and not arguments(node).get("copy"):
+            base = self._root(node.args[0])  # type: ignore[arg-type]
+            if _layout(node.meta["val"]) != _layout(base.meta["val"]):
+                break
+            node = base
+        return node
 
     def run_inside(self, module: torch.fx.GraphModule, operands: Sequence[Any], builder: TorchBuilder) -> list[Any]:
         """Executes a graph on values, recorded by a builder. Returns the values of its outputs."""
         outer, self.op = self.op, builder
-        names = [n for n in module.graph.nodes if n.op == "placeholder"]
-        for placeholder, operand in zip(names, operands, strict=True):
+        for placeholder, operand in zip(module.graph.find_nodes(op="placeholder"), operands, strict=True):
             self.values[placeholder] = operand
             self.captured.add(placeholder)
         before = self.refusals
@@ -374,26 +442,60 @@ class ProgramImporter:
 
     def _is_in_place(self, node: Node) -> bool:
         name = target_name(node).removeprefix("aten.").partition(".")[0]
-        return (name.endswith("_") and not name.startswith("__")) or "out" in node.kwargs
+        return (name.endswith("_") and not name.startswith("__")) or bool(outs(node))
 
     def _in_place(self, node: Node, place: Place) -> None:
-        written = node.kwargs.get("out", node.args[0])
-        assert isinstance(written, Node)
-        if target_name(node).removeprefix("aten.").partition(".")[0] in _RESHAPED_IN_PLACE:
-            self._refuse(place, target_name(node))
-            self.alias[node] = written
-            return
-        key = functional_name(node)
-        if self._root(written) in self.captured:
+        name = target_name(node).removeprefix("aten.")
+        written: list[Any] = list(outs(node).values()) or [node.args[0]]
+        results = node.meta["val"] if isinstance(node.meta["val"], list | tuple) else [node.meta["val"]]
+        reshaped = name in _RESHAPED_IN_PLACE
+        renamed = reshaped or any(
+            self.op.shape(each.meta["val"].shape) != self.op.shape(result.shape)
+            for each, result in zip(written, results, strict=True)
+        )
+        key = view_name(node) if reshaped else functional_name(node)
+        if any(self._root(each) in self.captured for each in written):
             self._collect(place, f"{target_name(node)} writes to a tensor outside its branch or loop{self.op.where()}")
-        elif key not in self._table(node):
+        elif key not in self._table(node) or name.partition(".")[0] in _MOVED_IN_PLACE:
             self._refuse(place, target_name(node))
         else:
             try:
-                self._write(written, self._lower(node, key), node)
+                if renamed:
+                    self._check_renaming(node, written, reshaped)
+                values = self._lower(node, key)
+                if renamed:  # from here on it is this node that stands for the tensor
+                    self.values[node] = values
+                    if reshaped:
+                        self._note(node, self._root(written[0]))
+                    return
+                for each, value in zip(written, values if len(written) > 1 else [values], strict=True):
+                    self._write(each, value, node)
             except UnsupportedError as error:
-                self._collect(place, f"{place.source}: {error}" if place.source not in str(error) else str(error))
-        self.alias[node] = written
+                self._refused(place, error)
+        if renamed:
+            self._unknown(node)
+        elif len(written) > 1:
+            self.values[node], self.inlined[node] = tuple(map(self._resolved, written)), written
+        else:
+            self.alias[node] = written[0]
+
+    def _check_renaming(self, node: Node, written: Sequence[Node], reshaped: bool) -> None:
+        """Refuses an operator that gives a tensor another shape, where that does not just rename it."""
+        does = f"{target_name(node)} changes the shape of"
+        for root in map(self._root, written):
+            names = [root, *(alias for alias in self.alias if self._root(alias) is root)]
+            if root in self.buffers:
+                raise UnsupportedError(f"{does} a buffer or parameter{self.op.where()}; give another tensor its shape")
+            if root.graph is not node.graph:
+                raise UnsupportedError(f"{does} a tensor from outside its block{self.op.where()}; do it outside")
+            if any(user.graph is node.graph and self.order[user] > self.order[node] for n in names for user in n.users):
+                raise UnsupportedError(
+                    f"{does} a tensor that has two names{self.op.where()}; use the one that is not in place"
+                )
+            if not reshaped and (root in self.view_of or root in self.views):
+                raise UnsupportedError(
+                    f"{does} a tensor that shares its memory{self.op.where()}; give it one of the right shape"
+                )
 
     def _root(self, node: Node) -> Node:
         while node in self.alias:
@@ -462,8 +564,12 @@ class ProgramImporter:
     def _write(self, node: Node, value: Value, cause: Node, kept: Node | None = None) -> None:
         """Gives a tensor a new value: through the view that it is also to its base, and to all other views of that."""
         node = self._root(node)
-        value = self._described(each_part(self.op.read, value), node.meta["val"], "")
+        value = each_part(self.op.read, value)
+        if self.untracked not in (None, node.graph) and not target_name(cause).startswith("aten.detach_."):
+            value = estimated(self.op, value, self._resolved(node))
+        value = self._described(value, node.meta["val"], "")
         self.values[node] = value
+        self.stale.discard(node)
         base = self.view_of.get(node)
         if base is None:
             if node in self.buffers:
@@ -471,12 +577,12 @@ class ProgramImporter:
         elif node.target is operator.getitem:
             self._write_part(node, base, value, cause)
         else:
-            key = target_name(node).removeprefix("aten.")
+            key = view_name(node)
             writes = COMPLEX_VIEW_WRITES if is_complex(node) else VIEW_WRITES
             if node in self.doubtful:
                 if self._is_read_later(base, node, cause):
                     self._cannot_follow(cause, node)
-                self._refresh(node, cause, kept)
+                self._outdate(node, cause, kept)
                 return
             if key not in VIEWS and key not in COMPLEX_VIEWS:  # the tensor itself
                 whole = value
@@ -487,7 +593,7 @@ class ProgramImporter:
                 rest, options = self._arguments(node.args[1:]), self._arguments(node.kwargs)
                 whole = writes[key](self.op, self._resolved(base), value, sizes, *rest, **options)
             self._write(base, whole, cause, kept=node)
-        self._refresh(node, cause, kept)
+        self._outdate(node, cause, kept)
 
     def _write_part(self, node: Node, split: Node, value: Value, cause: Node) -> None:
         """Brings what was written to one part of a split to the tensor that was split."""
@@ -511,23 +617,31 @@ class ProgramImporter:
         )
         self._write(base, whole, cause, kept=node)
 
-    def _refresh(self, node: Node, cause: Node, kept: Node | None) -> None:
-        """Derives the views of a written tensor anew."""
-        outer = self.op.node_now
+    def _outdate(self, node: Node, cause: Node, kept: Node | None) -> None:
+        """Marks the views of a written tensor, to be derived anew if they are read again."""
         for view in self.views.get(node, ()):
             if view is kept:
                 continue
-            if view in self.doubtful:
-                if any(self.order[user] > self.order[cause] for user in view.users):
-                    self._cannot_follow(cause, view)
-                continue
-            self.op.node_now = view
+            if view not in self.doubtful:
+                self.stale.add(view)
+                self._outdate(view, cause, kept)
+            elif any(self.order[user] > self.order[cause] for user in view.users):
+                self._cannot_follow(cause, view)
+
+    def _derive(self, view: Node) -> None:
+        """Derives a view anew from what its base is now."""
+        self.stale.remove(view)
+        outer, self.op.node_now = self.op.node_now, view
+        try:
             if view.target is operator.getitem:
                 self.values[view] = self._resolved(view.args[0])[view.args[1]]
             else:
-                self.values[view] = self._lower(view, target_name(view).removeprefix("aten."))
-            self._refresh(view, cause, kept)
-        self.op.node_now = outer
+                made = self._lower(view, view_name(view))
+                if view_name(view) == "detach.default":  # what was computed in its place has a derivative of its own
+                    made = self._described(estimated(self.op, made, self.values[view]), view.meta["val"], "")
+                self.values[view] = made
+        finally:
+            self.op.node_now = outer
 
     def _cannot_follow(self, cause: Node, view: Node) -> None:
         reason = "which may be a view or a copy" if view in self.doubtful else "which cannot be followed"

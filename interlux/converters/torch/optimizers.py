@@ -281,8 +281,10 @@ def _used(model: Model) -> set[Path]:
     live, used = set(graph.outputs), set[Path]()
     for node in reversed(graph.nodes):
         made = [output for output in node.outputs if output in live and _is_float(graph, output)]
-        if made and not (isinstance(node.layer, Operator) and node.layer.op_type == "StopGradient"):
-            live.update(name for name in node.inputs if name is not None)
+        operator = node.layer.op_type if isinstance(node.layer, Operator) else ""
+        if made and operator != "StopGradient":
+            inputs = node.inputs[1:] if operator == "StraightThrough" else node.inputs
+            live.update(name for name in inputs if name is not None)
             used.update(path for _, path in (*node.params, *node.states))
     return used
 

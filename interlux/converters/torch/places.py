@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-_TORCH = os.path.dirname(torch.__file__) + os.sep
+TORCH = os.path.dirname(torch.__file__) + os.sep
 _OWN = os.path.dirname(__file__) + os.sep
-_MODULES = os.path.join(_TORCH, "nn", "modules", "")
+_MODULES = os.path.join(TORCH, "nn", "modules", "")
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def _spot_in(frames: list[tuple[FrameType, int]], root: torch.nn.Module) -> Spot
     if first is None:
         return None
     lines = [(f.f_code.co_filename, n) for f, n in frames[first:] if not f.f_code.co_filename.startswith(_OWN)]
-    user = [place for place in lines if not place[0].startswith(_TORCH)]
+    user = [place for place in lines if not place[0].startswith(TORCH)]
     own = [place for place in lines if place[0].startswith(_MODULES)]
     file, line = (user or own or [("", 0)])[-1]
     return Spot(tuple(reversed(modules)), file, line)
@@ -135,7 +135,7 @@ def _specialised(environment: Any, root: torch.nn.Module) -> Spot | None:
     for guard in reversed(guards):
         place = getattr(getattr(guard, "sloc", None), "framework_loc", None)
         file, line = getattr(place, "filename", ""), getattr(place, "lineno", 0)
-        if not file or file.startswith((_TORCH, _OWN)):
+        if not file or file.startswith((TORCH, _OWN)):
             continue
         modules = tuple(
             (path, class_name(module))

@@ -90,10 +90,18 @@ def load_exported_program(
         UnsupportedError: operators (all are listed), structures or a format version that are not known here.
         ResourceLimitError: a JSON member or a text is larger than its limit.
     """
+    return load_with_guards(path, limits)[0]
+
+
+def load_with_guards(
+    path: str | os.PathLike[str], limits: Pt2Limits = Pt2Limits()
+) -> tuple[torch.export.ExportedProgram, list[str]]:
+    """As `load_exported_program`, and beside the program the code of its guards, which nothing has looked at."""
     with read_archive(path, limits=limits.archive, kind=".pt2 archive") as archive:
         root = _root(archive)
         _refuse_members(archive, root)
-        return _Loader(archive, root, limits).load()
+        loader = _Loader(archive, root, limits)
+        return loader.load(), loader.guards
 
 
 def _root(archive: Archive) -> str:
@@ -151,6 +159,7 @@ class _Loader:
         self.root = root
         self.limits = limits
         self.schema = schema
+        self.guards: list[str] = []
 
     def load(self) -> torch.export.ExportedProgram:
         """The exported program. Raises as `load_exported_program`."""
@@ -158,6 +167,8 @@ class _Loader:
 
         program = self._json(_MODEL)
         self._check_version(program)
+        codes = program.get("guards_code", []) if isinstance(program, dict) else []
+        self.guards = [code for code in codes if isinstance(code, str)] if isinstance(codes, list) else []
         program = _Checker(self.schema, self.limits, f"{self.archive.path}: {_MODEL}").check("ExportedProgram", program)
         weights, weight_shapes = self._tensors(_WEIGHTS, _WEIGHTS_CONFIG)
         constants, constant_shapes = self._tensors(_CONSTANTS, _CONSTANTS_CONFIG)

@@ -49,7 +49,22 @@ class _InFloat64(TorchDispatchMode):
                 for i, a in enumerate(args)
             )
             return pytree.tree_map(_double, func(*narrow, **kwargs))
+        if func is torch.ops.aten._grouped_mm.default and args[0].dtype is torch.float64:
+            return _grouped_mm(*args, **kwargs)
         return func(*args, **kwargs)
+
+
+def _grouped_mm(
+    x: torch.Tensor, weight: torch.Tensor, ends: torch.Tensor, bias: None = None, dtype: object = None
+) -> torch.Tensor:
+    """`torch._grouped_mm` of rows [rows, features] by matrices [groups, features, units] (what is imported of it),
+    which has no kernel for float64."""
+    products = x.new_zeros(x.shape[0], weight.shape[2])
+    start = 0
+    for matrix, end in zip(weight, ends.tolist(), strict=True):
+        products[start:end] = x[start:end] @ matrix
+        start = end
+    return products
 
 
 @contextmanager
@@ -86,7 +101,9 @@ class TorchSource:
     """
 
     def __init__(self, source: torch.nn.Module | torch.export.ExportedProgram, model: Model):
+        self._arguments = None  # how they nest, where their classes matter
         if isinstance(source, torch.export.ExportedProgram):
+            self._arguments = source.call_spec.in_spec
             self.description = "the exported program in PyTorch"
             self._module: torch.nn.Module = source.module(check_guards=False)
             with warnings.catch_warnings():
@@ -126,6 +143,8 @@ class TorchSource:
         if form is not None:
             args = [filled(s, tensors) for s in form["args"].values()]
             kwargs = {name: filled(s, tensors) for name, s in form["kwargs"].items()}
+            if self._arguments is not None:
+                args, kwargs = pytree.tree_unflatten(pytree.tree_leaves((args, kwargs)), self._arguments)
         with torch.no_grad(), without_fast_path():
             results = [x for x in pytree.tree_leaves(module(*args, **kwargs)) if isinstance(x, torch.Tensor)]
         if len(results) != len(self._signature.outputs):

@@ -27,7 +27,10 @@ def is_weight_file(path: Path) -> bool:
     return _ending(path) in (SAFETENSORS, *PICKLED)
 
 
-def module_from_file(path: Path, arch: str | Callable[[], Any] | None, trust: bool = False) -> tuple[Any, Any]:
+Notes = tuple[str, ...]
+
+
+def module_from_file(path: Path, arch: str | Callable[[], Any] | None, trust: bool = False) -> tuple[Any, Any, Notes]:
     """A network with the weights of a file.
 
     Arguments:
@@ -37,7 +40,7 @@ def module_from_file(path: Path, arch: str | Callable[[], Any] | None, trust: bo
         trust: whether the file may hold pickled objects other than tensors. Loading them runs code that is in it.
 
     Returns:
-        the module, and example inputs if `arch` makes (module, example inputs), else None.
+        the module; example inputs if `arch` makes (module, example inputs), else None; notes about the weights.
 
     Raises InvalidModelError if the weights don't fit the network or the file is damaged, UnsafeInputError if loading it
     would run code.
@@ -45,7 +48,7 @@ def module_from_file(path: Path, arch: str | Callable[[], Any] | None, trust: bo
     if arch is None:
         content = _unpickled(path, trust) if _ending(path) != SAFETENSORS else None
         if isinstance(content, torch.nn.Module):
-            return content, None
+            return content, None, ()
         raise InvalidModelError(
             f"{_name(path)} holds weights only: say with arch= what makes the network, a function or "
             "'package.module:function'"
@@ -56,11 +59,12 @@ def module_from_file(path: Path, arch: str | Callable[[], Any] | None, trust: bo
     else:
         made, label = arch(), getattr(arch, "__name__", "arch")
     module, inputs = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
-    return filled(module, read_state_dict(path, trust), label, path), inputs
+    filled_module, notes = filled(module, read_state_dict(path, trust), label, path)
+    return filled_module, inputs, notes
 
 
-def filled(module: Any, state: State, arch: str, path: Path) -> torch.nn.Module:
-    """The module that an architecture made, with weights in the dtypes of their file.
+def filled(module: Any, state: State, arch: str, path: Path) -> tuple[torch.nn.Module, Notes]:
+    """The module that an architecture made, with weights in the dtypes of their file; and what was done to these.
 
     Arguments:
         module: what the architecture made.
@@ -73,6 +77,7 @@ def filled(module: Any, state: State, arch: str, path: Path) -> torch.nn.Module:
     own: dict[str, Any] = {
         key: value for key, value in module.state_dict(keep_vars=True).items() if isinstance(value, torch.Tensor)
     }
+    state, prefix = _without_wrappers(own, state)
     state = _with_tied(own, state, arch, path)
     problems: list[tuple[str, Iterable[str]]] = []
     failure = ""
@@ -91,7 +96,22 @@ def filled(module: Any, state: State, arch: str, path: Path) -> torch.nn.Module:
     said = "; ".join(f"{what}: {_listed(keys)}" for what, keys in problems if keys)
     if said or failure:
         raise InvalidModelError(f"{_name(path)} does not fit the network of {arch}: {said or failure}")
-    return module
+    return module, (f"the names in {_name(path)} begin with {prefix!r}, which was left out",) if prefix else ()
+
+
+_WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
+
+
+def _without_wrappers(own: Mapping[str, torch.Tensor], state: State) -> tuple[State, str]:
+    """The weights without the prefix of modules that wrapped the network, if their names are its own then; and that
+    prefix."""
+    plain, whole = state, ""
+    while plain.keys() != own.keys():
+        prefix = next((p for p in _WRAPPERS if plain and all(key.startswith(p) for key in plain)), None)
+        if prefix is None:
+            break
+        plain, whole = {key.removeprefix(prefix): value for key, value in plain.items()}, whole + prefix
+    return (plain, whole) if plain.keys() <= own.keys() else (state, "")
 
 
 def _with_tied(own: Mapping[str, torch.Tensor], state: State, arch: str, path: Path) -> State:

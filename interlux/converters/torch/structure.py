@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import namedtuple
 from typing import Any
 
 from ...ir.errors import UnsupportedError
@@ -9,12 +10,16 @@ from ...ir.model import Structure
 
 
 def keys_of(spec: Any) -> list[str] | None:
-    """The names of a node's children where it has any: dicts, named tuples, dataclasses."""
+    """The names of a node's children where it has any: dicts, named tuples, torch's named results, dataclasses."""
     count = spec.num_children
+    if spec.type is namedtuple:  # the type of all of them; the class is the context
+        return list(spec.context._fields)
     if spec.type is dict or (isinstance(spec.type, type) and issubclass(spec.type, dict)):
         keys = spec.context if isinstance(spec.context, list) else spec.context[-1] if spec.context else []
         return [str(k) for k in keys] if len(keys) == count else [str(i) for i in range(count)]
     fields = getattr(spec.type, "_fields", None)
+    if getattr(spec.type, "__module__", "") == "torch.return_types":  # sort, max, topk, …: sequences with names
+        fields = spec.type.__match_args__
     if fields and len(fields) == count:
         return list(fields)
     for candidate in (spec.context, *(spec.context if isinstance(spec.context, tuple | list) else ())):
@@ -35,7 +40,8 @@ def structure(spec: Any, leaves: list[Any]) -> Structure:
     names = keys_of(spec)
     children = [structure(child, leaves) for child in spec.children()]
     if names is not None and spec.type not in (tuple, list):
-        return {"dict": dict(zip(names, children, strict=True))}
+        form = {"dict": dict(zip(names, children, strict=True))}
+        return form | ({"named": spec.context.__name__} if spec.type is namedtuple else {})
     if spec.type in (tuple, list):
         return {spec.type.__name__: children}
     if spec.type is type(None):

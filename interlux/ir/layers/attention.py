@@ -18,7 +18,7 @@ from .random import dropout, fresh_seed
 
 @dataclass(frozen=True)
 class Attention(Layer):
-    """softmax(query · keyᵀ · scale + mask) · value. A row whose keys are all masked gives zeros, as in PyTorch.
+    """softmax(query · keyᵀ · scale + mask) · value. A row whose keys are all hidden gives zeros, as in PyTorch.
 
     Arguments:
         scale: factor of the products; None for 1/√features.
@@ -60,23 +60,33 @@ class Attention(Layer):
         rank = op.rank_of(query)
         swapped = (*range(rank - 2), rank - 1, rank - 2)
         scores = op.MatMul(op.Mul(query, op.const(self._scale(op, query), like=query)), op.Transpose(key, perm=swapped))
-        hidden = op.const(-math.inf, like=query)
-        if self.causal:
-            scores = op.Where(self._causal_mask(op, query, key, rank), scores, hidden)
-        if self.masked == "bool":
-            scores = op.Where(mask[0], scores, hidden)
-        elif self.masked == "float":
-            scores = op.Add(scores, mask[0])
-        if self.masked == "none":
-            weights = op.Softmax(scores, axis=-1)
-        else:  # softmax of a row of -inf is NaN
-            empty = op.Equal(op.ReduceMax(scores, op.ints(-1), keepdims=1), hidden)
-            zero = op.const(0, like=query)
-            weights = op.Where(empty, zero, op.Softmax(op.Where(empty, zero, scores), axis=-1))
+        bias = self._bias(op, query, key, rank, mask)
+        empty = None
+        if bias is not None:
+            if self.masked != "none":  # without a mask every position sees the first key
+                # of the mask, which is smaller than the scores, and shared by the layers of a network
+                hidden = op.const(-math.inf, like=query)
+                empty = op.Equal(op.ReduceMax(bias, op.ints(-1), keepdims=1), hidden)
+                bias = op.Where(empty, op.const(0, like=query), bias)  # softmax of a row of -inf is NaN
+            scores = op.Add(scores, bias)
+        weights = op.Softmax(scores, axis=-1)
         if self.dropout and active(self.mode, train):
             weights, seed = dropout(op, weights, self.dropout, states["seed"])
             states = {"seed": seed}
-        return op.MatMul(weights, value), states
+        made = op.MatMul(weights, value)
+        return made if empty is None else op.Where(empty, op.const(0, like=query), made), states
+
+    def _bias(self, op: Interpreter, query: Value, key: Value, rank: int, mask: list[Value]) -> Value | None:
+        """What is added to the scores: -inf where a key is hidden."""
+        seen = mask[0] if self.masked == "bool" else None
+        if self.causal:
+            earlier = self._causal_mask(op, query, key, rank)
+            seen = earlier if seen is None else op.And(seen, earlier)
+        if seen is not None:
+            seen = op.Where(seen, op.const(0, like=query), op.const(-math.inf, like=query))
+        if self.masked != "float":
+            return seen
+        return mask[0] if seen is None else op.Add(mask[0], seen)
 
     def _scale(self, op: Interpreter, query: Value) -> float:
         if self.scale is not None:

@@ -1,28 +1,35 @@
-"""Containers for building by hand, after Lux.jl. Their trees hold one branch for each layer that has arrays."""
+"""Containers, after Lux.jl: for building by hand, and what the structure of imported models is told in.
+
+Their trees hold one branch for each layer that has arrays.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 
+from .. import trees
 from ..errors import InvalidModelError
 from ..interpreter import Interpreter, Value
-from ..layer import Layer
+from ..layer import Composite, Layer
 from ..trees import Tree
 from .basic import Operator
 
 
-class _Container(Layer):
-    """What containers share: fresh arrays for each child, and running a child on its branch of the trees."""
+class _Container(Composite):
+    """What containers share: fresh arrays for each child, and running a child on its branch of the trees.
+
+    The name of a child is the dotted path of its branch; the empty name is the whole tree.
+    """
 
     def init_params(self, rng: np.random.Generator) -> Tree:
-        return {name: tree for name, child in self.children() if (tree := child.init_params(rng))}
+        return _joined((name, child.init_params(rng)) for name, child in self.children())
 
     def init_states(self, rng: np.random.Generator) -> Tree:
-        return {name: tree for name, child in self.children() if (tree := child.init_states(rng))}
+        return _joined((name, child.init_states(rng)) for name, child in self.children())
 
     @staticmethod
     def run(
@@ -34,9 +41,30 @@ class _Container(Layer):
         inputs: tuple[Value, ...],
         train: bool,
     ) -> tuple[Any, Mapping[str, Any]]:
-        branch = states.get(name, {})
-        y, new = op.layer(child, params.get(name, {}), branch, *inputs, train=train, name=name)
-        return y, states if new is branch else {**states, name: new}
+        if not name:
+            return op.layer(child, params, states, *inputs, train=train)
+        branch = _branch(states, name)
+        y, new = op.layer(child, _branch(params, name), branch, *inputs, train=train, name=name)
+        return y, states if new is branch else _with_branch(states, trees.path_of(name), new)
+
+
+def _joined(branches: Iterable[tuple[str, Tree]]) -> Tree:
+    """One tree of the branches that have arrays; layers of one name have the same ones."""
+    whole: dict[trees.Path, Any] = {}
+    for name, tree in branches:
+        whole |= {((*trees.path_of(name), *path) if name else path): leaf for path, leaf in trees.leaves(tree)}
+    return trees.from_leaves(whole.items())
+
+
+def _branch(tree: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """The branch of a child; an operator without arrays may have the name of an array."""
+    found = trees.find(tree, trees.path_of(name))
+    return found if isinstance(found, Mapping) else {}
+
+
+def _with_branch(tree: Mapping[str, Any], path: trees.Path, branch: Mapping[str, Any]) -> Mapping[str, Any]:
+    key, *rest = path
+    return {**tree, key: _with_branch(tree.get(key, {}), tuple(rest), branch) if rest else branch}
 
 
 def _tuple(values: Any) -> tuple[Any, ...]:
@@ -53,6 +81,9 @@ class _Several(_Container):
     def children(self) -> tuple[tuple[str, Layer], ...]:
         return tuple((str(i), child) for i, child in enumerate(self.layers))
 
+    def with_children(self, layers: Sequence[Layer]) -> Self:
+        return type(self)(*layers)
+
 
 def _flat(layers: tuple[Any, ...]) -> tuple[Layer, ...]:
     """Accepts `Chain(a, b)` and `Chain((a, b))`, the form that saved models use."""
@@ -65,7 +96,28 @@ def _flat(layers: tuple[Any, ...]) -> tuple[Layer, ...]:
 
 @dataclass(frozen=True, init=False)
 class Chain(_Several):
-    """Layers one after the other; several outputs of one are the inputs of the next. Branches are named "0", "1", …"""
+    """Layers one after the other; several outputs of one are the inputs of the next.
+
+    Arguments:
+        layers: any number of them.
+        names: of their branches, "0", "1", … by default. Layers of the same name share their arrays; one with an empty
+            name has its arrays in the chain's own tree.
+    """
+
+    names: tuple[str, ...] = ()
+
+    def __init__(self, *layers: Layer, names: Sequence[str] = ()):
+        object.__setattr__(self, "layers", _flat(layers))
+        usual = tuple(str(i) for i in range(len(self.layers)))
+        if names and len(names) != len(self.layers):
+            raise InvalidModelError(f"Chain: {len(names)} names for {len(self.layers)} layers")
+        object.__setattr__(self, "names", () if tuple(names) == usual else tuple(names))
+
+    def children(self) -> tuple[tuple[str, Layer], ...]:
+        return tuple(zip(self.names, self.layers, strict=True)) if self.names else super().children()
+
+    def with_children(self, layers: Sequence[Layer]) -> Self:
+        return type(self)(*layers, names=self.names)
 
     def forward(
         self, op: Interpreter, params: Mapping[str, Any], states: Mapping[str, Any], *inputs: Value, train: bool
@@ -122,24 +174,38 @@ _ADD = Operator("Add")
 
 @dataclass(frozen=True)
 class SkipConnection(_Container):
-    """connection(layer(x), x): a residual block if the connection adds.
+    """connection(layer(x), x), or connection(layer(x), shortcut(x)): a residual block if the connection adds.
 
     Arguments:
-        layer: the inner layer, branch "layer".
+        layer: the inner layer, branch "layer". It gets all inputs, the shortcut the first.
         connection: an operator of two inputs, e.g. Operator("Add") or Operator.of("Concat", axis=1).
+        shortcut: a layer on the way around, branch "shortcut"; None for the input itself.
+        shortcut_first: whether the shortcut is the connection's first operand.
+        names: other names of the two branches.
     """
 
     layer: Layer
     connection: Operator = _ADD
+    shortcut: Layer | None = None
+    shortcut_first: bool = False
+    names: tuple[str, str] = ("layer", "shortcut")
 
     def children(self) -> tuple[tuple[str, Layer], ...]:
-        return (("layer", self.layer),)
+        around = () if self.shortcut is None else ((self.names[1], self.shortcut),)
+        return ((self.names[0], self.layer), *around)
+
+    def with_children(self, layers: Sequence[Layer]) -> Self:
+        return replace(self, layer=layers[0], shortcut=layers[1] if len(layers) > 1 else None)
 
     def forward(
         self, op: Interpreter, params: Mapping[str, Any], states: Mapping[str, Any], *inputs: Value, train: bool
     ) -> tuple[Any, Mapping[str, Any]]:
-        y, states = self.run(op, "layer", self.layer, params, states, inputs, train)
-        return op.layer(self.connection, {}, {}, y, inputs[0], train=train)[0], states
+        y, states = self.run(op, self.names[0], self.layer, params, states, inputs, train)
+        around: Any = inputs[0]
+        if self.shortcut is not None:
+            around, states = self.run(op, self.names[1], self.shortcut, params, states, inputs[:1], train)
+        operands = (around, y) if self.shortcut_first else (y, around)
+        return op.layer(self.connection, {}, {}, *operands, train=train)[0], states
 
 
 @dataclass(frozen=True, init=False)
@@ -156,6 +222,9 @@ class PairwiseFusion(_Several):
     def __init__(self, connection: Operator, *layers: Layer):
         object.__setattr__(self, "connection", connection)
         object.__setattr__(self, "layers", _flat(layers))
+
+    def with_children(self, layers: Sequence[Layer]) -> Self:
+        return type(self)(self.connection, *layers)
 
     def forward(
         self, op: Interpreter, params: Mapping[str, Any], states: Mapping[str, Any], *inputs: Value, train: bool
@@ -186,6 +255,9 @@ class RepeatedLayer(_Container):
 
     def children(self) -> tuple[tuple[str, Layer], ...]:
         return (("layer", self.layer),)
+
+    def with_children(self, layers: Sequence[Layer]) -> Self:
+        return replace(self, layer=layers[0])
 
     def forward(
         self, op: Interpreter, params: Mapping[str, Any], states: Mapping[str, Any], *inputs: Value, train: bool

@@ -14,6 +14,11 @@ from ..layer import FOLLOW, Layer, active, check_mode, positive
 from ..trees import Tree
 
 
+def _scale_and_shift(shapes: Mapping[str, tuple[int, ...]]) -> Tree:
+    fill = {"weight": np.ones, "bias": np.zeros}
+    return {name: fill[name](shape, np.float32) for name, shape in shapes.items()}
+
+
 @dataclass(frozen=True)
 class BatchNorm(Layer):
     """Normalisation of each channel by the statistics of the batch (training) or by running ones (evaluation).
@@ -50,8 +55,7 @@ class BatchNorm(Layer):
         return {"weight": (self.features,), "bias": (self.features,)} if self.affine else {}
 
     def init_params(self, rng: np.random.Generator) -> Tree:
-        ones, zeros = np.ones(self.features, np.float32), np.zeros(self.features, np.float32)
-        return {"weight": ones, "bias": zeros} if self.affine else {}
+        return _scale_and_shift(self.param_shapes())
 
     def init_states(self, rng: np.random.Generator) -> Tree:
         if not self.track:
@@ -131,8 +135,7 @@ class LayerNorm(Layer):
         return dict.fromkeys(names, self.shape)
 
     def init_params(self, rng: np.random.Generator) -> Tree:
-        fill = {"weight": np.ones, "bias": np.zeros}
-        return {name: fill[name](shape, np.float32) for name, shape in self.param_shapes().items()}
+        return _scale_and_shift(self.param_shapes())
 
     def forward(
         self, op: Interpreter, params: Mapping[str, Any], states: Mapping[str, Any], *inputs: Value, train: bool
@@ -177,8 +180,7 @@ class GroupNorm(Layer):
         return dict.fromkeys(names, (self.features,))
 
     def init_params(self, rng: np.random.Generator) -> Tree:
-        fill = {"weight": np.ones, "bias": np.zeros}
-        return {name: fill[name](shape, np.float32) for name, shape in self.param_shapes().items()}
+        return _scale_and_shift(self.param_shapes())
 
     def forward(
         self, op: Interpreter, params: Mapping[str, Any], states: Mapping[str, Any], *inputs: Value, train: bool
@@ -225,8 +227,7 @@ class InstanceNorm(Layer):
         return {"weight": (self.features,), "bias": (self.features,)} if self.affine else {}
 
     def init_params(self, rng: np.random.Generator) -> Tree:
-        ones, zeros = np.ones(self.features, np.float32), np.zeros(self.features, np.float32)
-        return {"weight": ones, "bias": zeros} if self.affine else {}
+        return _scale_and_shift(self.param_shapes())
 
     def init_states(self, rng: np.random.Generator) -> Tree:
         ones, zeros = np.ones(self.features, np.float32), np.zeros(self.features, np.float32)
@@ -290,7 +291,7 @@ class RMSNorm(Layer):
         return {"weight": self.shape} if self.affine else {}
 
     def init_params(self, rng: np.random.Generator) -> Tree:
-        return {name: np.ones(shape, np.float32) for name, shape in self.param_shapes().items()}
+        return _scale_and_shift(self.param_shapes())
 
     def forward(
         self, op: Interpreter, params: Mapping[str, Any], states: Mapping[str, Any], *inputs: Value, train: bool

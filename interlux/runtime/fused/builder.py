@@ -107,7 +107,7 @@ class Builder(Interpreter):
             raise self.refuse("data computed from the size of the batch")
         return value if isinstance(value, Tensor) else constant(value)
 
-    def known(self, value: Value | None, what: str) -> np.ndarray:
+    def numbers_of(self, value: Value | None, what: str) -> np.ndarray:
         """A value that must be known. Raises UnsupportedError if it depends on the inputs."""
         if isinstance(value, Tensor) and value.is_constant:
             return value.values()

@@ -141,7 +141,7 @@ def BatchNormalization(
     if training_mode:
         raise b.refuse("BatchNormalization in training mode")
     s, t, m, v = (
-        b.known(a, "BatchNormalization with statistics").astype(np.float64) for a in (scale, shift, mean, variance)
+        b.numbers_of(a, "BatchNormalization with statistics").astype(np.float64) for a in (scale, shift, mean, variance)
     )
     with np.errstate(invalid="ignore", divide="ignore"):  # of a negative variance: NaN, as everywhere
         factor = s / np.sqrt(v + epsilon)
@@ -162,7 +162,7 @@ OPERATORS["StopGradient"] = Identity
 
 @operator
 def Dropout(b: Builder, x: Tensor, ratio: Value | None = None, training: Value | None = None, seed: int = 0) -> Tensor:
-    if training is not None and bool(b.known(training, "Dropout in a mode").item()):
+    if training is not None and bool(b.numbers_of(training, "Dropout in a mode").item()):
         raise b.refuse("Dropout in training mode")
     return x
 
@@ -208,7 +208,7 @@ def Size(b: Builder, x: Tensor) -> np.ndarray:
 @operator
 def Reshape(b: Builder, x: Tensor, shape: Value, *, allowzero: int = 0) -> Tensor:
     logical = x.logical()
-    target = [int(d) for d in b.known(shape, "Reshape to a shape")]
+    target = [int(d) for d in b.numbers_of(shape, "Reshape to a shape")]
     return reshape(b, x, [logical[i] if d == 0 and not allowzero else d for i, d in enumerate(target)])
 
 
@@ -221,7 +221,7 @@ def Flatten(b: Builder, x: Tensor, *, axis: int = 1) -> Tensor:
 
 @operator
 def Unsqueeze(b: Builder, x: Tensor, axes: Value) -> Tensor:
-    return reshape(b, x, unsqueezed(x.logical(), np.atleast_1d(b.known(axes, "Unsqueeze with axes"))))
+    return reshape(b, x, unsqueezed(x.logical(), np.atleast_1d(b.numbers_of(axes, "Unsqueeze with axes"))))
 
 
 @operator
@@ -229,7 +229,7 @@ def Squeeze(b: Builder, x: Tensor, axes: Value | None = None) -> Tensor:
     logical = x.logical()
     if axes is None:
         return reshape(b, x, [d for d in logical if d != 1])
-    gone = {int(a) % len(logical) for a in np.atleast_1d(b.known(axes, "Squeeze with axes"))}
+    gone = {int(a) % len(logical) for a in np.atleast_1d(b.numbers_of(axes, "Squeeze with axes"))}
     return reshape(b, x, [d for i, d in enumerate(logical) if i not in gone])
 
 
@@ -242,7 +242,7 @@ def Transpose(b: Builder, x: Tensor, *, perm: Sequence[int] | None = None) -> Te
 @operator
 def Expand(b: Builder, x: Value, shape: Value) -> Tensor:
     tensor = b.tensor(x)
-    target = np.broadcast_shapes(tensor.logical(), tuple(int(d) for d in b.known(shape, "Expand to a shape")))
+    target = np.broadcast_shapes(tensor.logical(), tuple(int(d) for d in b.numbers_of(shape, "Expand to a shape")))
     lifted = len(target) - len(tensor.shape)
     axis = None if tensor.axis is None else tensor.axis + lifted
     if axis is None:  # a constant that is repeated for every sample
@@ -261,7 +261,7 @@ def ConstantOfShape(b: Builder, shape: Value, *, value: Any = None) -> Tensor:
 
 @operator
 def Tile(b: Builder, x: Tensor, repeats: Value) -> Tensor:
-    times = [int(r) for r in b.known(repeats, "Tile with repeats")]
+    times = [int(r) for r in b.numbers_of(repeats, "Tile with repeats")]
     _not_batch(b, x, [i for i, r in enumerate(times) if r != 1], "Tile")
     return x.moved(np.tile(x.index, times), x.axis)
 
@@ -278,7 +278,9 @@ def _not_batch(b: Builder, x: Tensor, axes: Sequence[int], what: str) -> None:
 def Slice(
     b: Builder, x: Tensor, starts: Value, ends: Value, axes: Value | None = None, steps: Value | None = None
 ) -> Tensor:
-    known = [None if v is None else np.atleast_1d(b.known(v, "Slice with bounds")) for v in (starts, ends, axes, steps)]
+    known = [
+        None if v is None else np.atleast_1d(b.numbers_of(v, "Slice with bounds")) for v in (starts, ends, axes, steps)
+    ]
     logical = x.logical()
     parts = list(slices(logical, *known))
     if x.axis is not None:
@@ -295,7 +297,7 @@ def Split(
     _not_batch(b, x, [axis], "Split")
     size = x.shape[axis]
     if split is not None:
-        ends = np.cumsum(b.known(split, "Split with sizes"))[:-1]
+        ends = np.cumsum(b.numbers_of(split, "Split with sizes"))[:-1]
     else:
         count = num_outputs or 2
         ends = np.arange(1, count) * -(-size // count)
@@ -325,10 +327,10 @@ def Concat(b: Builder, *inputs: Value, axis: int) -> Tensor:
 @operator
 def Gather(b: Builder, x: Value, indices: Value, *, axis: int = 0) -> Tensor:
     if isinstance(indices, Tensor) and not indices.is_constant:
-        return lookup(b, b.known(x, "Gather from a table"), indices, axis)
+        return lookup(b, b.numbers_of(x, "Gather from a table"), indices, axis)
     tensor = b.tensor(x)
     _not_batch(b, tensor, [axis], "Gather")
-    picks = b.known(indices, "Gather with indices")
+    picks = b.numbers_of(indices, "Gather with indices")
     axis %= len(tensor.shape)
     moved = None if tensor.axis is None else tensor.axis + (picks.ndim - 1 if tensor.axis > axis else 0)
     size = tensor.shape[axis]
@@ -359,14 +361,14 @@ def lookup(b: Builder, table: np.ndarray, indices: Tensor, axis: int) -> Tensor:
 def Pad(
     b: Builder, x: Tensor, pads: Value, value: Value | None = None, axes: Value | None = None, *, mode: str = "constant"
 ) -> Tensor:
-    amounts = [int(p) for p in b.known(pads, "Pad with amounts")]
+    amounts = [int(p) for p in b.numbers_of(pads, "Pad with amounts")]
     rank = len(x.shape)
-    places = list(range(rank)) if axes is None else [int(a) % rank for a in b.known(axes, "Pad with axes")]
+    places = list(range(rank)) if axes is None else [int(a) % rank for a in b.numbers_of(axes, "Pad with axes")]
     widths = [(0, 0)] * rank
     for i, axis in enumerate(places):
         widths[axis] = (amounts[i], amounts[i + len(places)])
     _not_batch(b, x, [i for i, w in enumerate(widths) if w != (0, 0)], "Pad")
-    number = 0.0 if value is None else float(b.known(value, "Pad with a value").item())
+    number = 0.0 if value is None else float(b.numbers_of(value, "Pad with a value").item())
     return padded(b, x, widths, number, mode)
 
 
@@ -446,13 +448,13 @@ def Gemm(
 ) -> Tensor:
     left = b.tensor(x)
     left = Transpose(b, left) if transA else left
-    weight = b.known(w, "Gemm with a matrix").astype(np.float64) * alpha
+    weight = b.numbers_of(w, "Gemm with a matrix").astype(np.float64) * alpha
     product = dense(b, left, weight if transB else weight.T, None)
     if c is None:
         return product
     if isinstance(c, Tensor) and not c.is_constant:
         return b.elementwise("Add", [product, c if beta == 1 else b.elementwise("Mul", [c, np.asarray(beta)], {})], {})
-    return b.elementwise("Add", [product, b.known(c, "Gemm").astype(np.float64) * beta], {})
+    return b.elementwise("Add", [product, b.numbers_of(c, "Gemm").astype(np.float64) * beta], {})
 
 
 @operator
@@ -510,7 +512,7 @@ def _lifted(t: Tensor, rank: int) -> Tensor:
 def _axes(b: Builder, x: Tensor, axes: Value | None, noop: int, what: str) -> list[int]:
     if axes is None:
         return [] if noop else list(range(len(x.shape)))
-    return sorted({int(a) % len(x.shape) for a in np.atleast_1d(b.known(axes, f"{what} with axes"))})
+    return sorted({int(a) % len(x.shape) for a in np.atleast_1d(b.numbers_of(axes, f"{what} with axes"))})
 
 
 def _behind(x: Tensor, axes: Sequence[int]) -> tuple[Ints, Ints]:
@@ -656,7 +658,7 @@ def _normalized(
 def _by_channel(b: Builder, x: Tensor, value: Value | None) -> np.ndarray | None:
     if value is None:
         return None
-    return b.known(value, "normalisation with weights").reshape(-1, *(1,) * (len(x.shape) - 2))
+    return b.numbers_of(value, "normalisation with weights").reshape(-1, *(1,) * (len(x.shape) - 2))
 
 
 @operator
@@ -672,7 +674,7 @@ def LayerNormalization(
 ) -> Tensor:
     axis %= len(x.shape)
     _not_batch(b, x, range(axis, len(x.shape)), "LayerNormalization")
-    weights = [None if w is None else b.known(w, "LayerNormalization with weights") for w in (scale, shift)]
+    weights = [None if w is None else b.numbers_of(w, "LayerNormalization with weights") for w in (scale, shift)]
     return _normalized(b, x, prod(x.shape[:axis]), weights[0], weights[1], epsilon, True)
 
 
@@ -682,7 +684,7 @@ def RMSNormalization(
 ) -> Tensor:
     axis %= len(x.shape)
     _not_batch(b, x, range(axis, len(x.shape)), "RMSNormalization")
-    return _normalized(b, x, prod(x.shape[:axis]), b.known(scale, "RMSNormalization"), None, epsilon, False)
+    return _normalized(b, x, prod(x.shape[:axis]), b.numbers_of(scale, "RMSNormalization"), None, epsilon, False)
 
 
 @operator
@@ -748,8 +750,8 @@ def Conv_(
     group: int = 1,
     auto_pad: str = "NOTSET",
 ) -> Tensor:
-    weight = b.known(w, "Conv with weights").astype(np.float64)
-    offsets = np.zeros(len(weight)) if bias is None else b.known(bias, "Conv with a bias").astype(np.float64)
+    weight = b.numbers_of(w, "Conv with weights").astype(np.float64)
+    offsets = np.zeros(len(weight)) if bias is None else b.numbers_of(bias, "Conv with a bias").astype(np.float64)
     image = _image(b, x, "Conv")
     window = Window.of(image.shape[1:], weight.shape[2:], strides, pads, dilations, auto_pad)
     grown = padded(b, image, [(0, 0), *window.pads], 0.0)
@@ -776,7 +778,7 @@ def ConvTranspose(
     output_shape: Ints | None = None,
 ) -> Tensor:
     """A convolution of the input with zeros between its elements, by the mirrored kernel."""
-    weight = b.known(w, "ConvTranspose with weights").astype(np.float64)
+    weight = b.numbers_of(w, "ConvTranspose with weights").astype(np.float64)
     n = weight.ndim - 2
     if auto_pad != "NOTSET" or output_shape is not None:
         raise b.refuse("ConvTranspose with auto_pad or output_shape")
@@ -795,7 +797,9 @@ def ConvTranspose(
     parts = weight.reshape(group, channels, *weight.shape[1:])
     mirrored = np.flip(parts, tuple(range(3, 3 + n))).swapaxes(1, 2)
     kernel = mirrored.reshape(group * weight.shape[1], channels, *weight.shape[2:])
-    offsets = np.zeros(len(kernel)) if bias is None else b.known(bias, "ConvTranspose with a bias").astype(np.float64)
+    offsets = (
+        np.zeros(len(kernel)) if bias is None else b.numbers_of(bias, "ConvTranspose with a bias").astype(np.float64)
+    )
     return _convolved(b, grown, x, kernel, offsets, (1,) * n, dilations, group)
 
 

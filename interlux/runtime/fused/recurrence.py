@@ -85,7 +85,7 @@ def _recurrent(kind: str) -> Callable[..., tuple[Tensor, ...]]:
         activations: Sequence[str] | None = None, activation_alpha: Any = None, activation_beta: Any = None,
         clip: float | None = None, layout: int = 0, linear_before_reset: int = 0, input_forget: int = 0,
     ) -> tuple[Tensor, ...]:  # fmt: skip
-        weight, recurrence = (b.known(a, f"{kind} with weights").astype(np.float64) for a in (w, r))
+        weight, recurrence = (b.numbers_of(a, f"{kind} with weights").astype(np.float64) for a in (w, r))
         directions, hidden = len(weight), recurrence.shape[2]
         names = tuple(activations or ACTIVATIONS[kind] * directions)
         initial = (*given, None, None)[: 2 if kind == "LSTM" else 1]
@@ -101,7 +101,7 @@ def _recurrent(kind: str) -> Callable[..., tuple[Tensor, ...]]:
         steps = x.reshaped((x.shape[time_axis], x.shape[2]))
         biases = np.zeros((directions, 2, GATES[kind] * hidden))
         if bias is not None:
-            biases[:] = b.known(bias, f"{kind} with biases").reshape(directions, 2, -1)
+            biases[:] = b.numbers_of(bias, f"{kind} with biases").reshape(directions, 2, -1)
         made = []
         for d in range(directions):
             own = names[d * len(ACTIVATIONS[kind]) : (d + 1) * len(ACTIVATIONS[kind])]

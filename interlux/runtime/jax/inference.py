@@ -248,7 +248,7 @@ _ELEMENTWISE = (
     *("HardSwish", "Identity", "IsInf", "IsNaN", "LeakyRelu", "Less", "LessOrEqual", "Log", "Max", "Mean", "Min"),
     *("Mish", "Mod", "Mul", "Neg", "Not", "Or", "PRelu", "Pow", "Reciprocal", "Relu", "Round", "Selu", "Shrink"),
     *("Sigmoid", "Sign", "Sin", "Sinh", "Softplus", "Softsign", "Sqrt", "StopGradient", "Sub", "Sum", "Swish"),
-    *("Tan", "Tanh", "ThresholdedRelu", "Where", "Xor"),
+    *("StraightThrough", "Tan", "Tanh", "ThresholdedRelu", "Where", "Xor"),
 )
 INFERENCE.update({name: _elementwise(name) for name in _ELEMENTWISE if name in PRIMITIVES})
 

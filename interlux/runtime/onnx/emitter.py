@@ -16,7 +16,7 @@ from onnx import defs
 from ...ir import dtypes, trees, vocabulary
 from ...ir.containers import SEQUENCE
 from ...ir.errors import UnsupportedError
-from ...ir.graph import Graph, Node, ValueInfo, graph_of
+from ...ir.graph import Graph, Node, ValueInfo
 from ...ir.inference import output_container, output_dtype
 from ...ir.interpreter import EVAL, TRAIN, Interpreter, Override
 from ...ir.layer import Layer
@@ -27,6 +27,7 @@ from ..runner import refuse_written_states
 from . import opsets
 from .assembly import Emission, Emitted, EmittedGraph, EmittedNode, assemble
 from .opsets import NeedsOpset
+from .tidy import tidy
 
 OLDEST_OPSET = 13
 DEFAULT_OPSET = 20  # every runtime in use reads it; raised to what a model needs
@@ -145,13 +146,12 @@ class OnnxInterpreter(Interpreter):
         self, graph: Graph, formals: Sequence[Emitted], captured: Sequence[Emitted | None], train: bool
     ) -> EmittedGraph:
         outer, self.nodes = self.nodes, []
-        known, self.known = self.known, graph.values
         try:
             y, _ = graph.forward(self, {}, {}, *formals, *captured, train=train)
             outputs = self.own_outputs(y if isinstance(y, tuple) else (y,))
             return EmittedGraph(list(formals), self.nodes, outputs)
         finally:
-            self.nodes, self.known = outer, known
+            self.nodes = outer
 
     def _record(self, node: EmittedNode) -> None:
         for value in node.outputs:
@@ -283,14 +283,12 @@ def _emission(model: Model, opset: int) -> Emission:
         for path, leaf in trees.leaves(tree)
     }
     params, states = (trees.map_with_path(lambda path, _: stored[path], t) for t in (model.params, model.states))
-    graph = graph_of(model.layer)
-    if graph is not None:
-        op.known = graph.values
     y, new = op.layer(model.layer, params, states, *inputs, train=False)
     refuse_written_states(states, new)
     outputs = op.own_outputs(y if isinstance(y, tuple) else (y,))
     for spec, value in zip(signature.outputs, outputs, strict=True):
         value.name = spec.name
-    made = assemble(model, opset, op.nodes, inputs, stored.values(), op.constants(), outputs)
+    nodes = op.nodes if model.metadata.get("source") == "onnx" else tidy(op, outputs)  # ONNX comes back as it was
+    made = assemble(model, opset, nodes, inputs, stored.values(), op.constants(), outputs)
     made.check(opset)
     return made

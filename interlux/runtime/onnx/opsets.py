@@ -1,8 +1,8 @@
 """Primitives in older opsets: what an operator of the newest opset was before it existed, or had that form.
 
 A rule is entered with the version from which the operator has its present form; below that, the rule's function emits
-the
-older one. Operators without a rule are emitted as they are, or refused where an attribute or input did not exist yet.
+the older one. Operators without a rule are emitted as they are, or refused where an attribute or input did not exist
+yet.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ class NeedsOpset(UnsupportedError):
         self.opset = opset
 
 
+EVERY = 1 << 30  # the version of a rule for all opsets
 Rule = Callable[..., Any]
 _RULES: dict[str, tuple[int, Rule]] = {}
 
@@ -48,8 +49,12 @@ def lower(
     """The outputs of an operator in the older form that the target opset needs; None where it needs none."""
     if op_type in _ALWAYS:
         return _ALWAYS[op_type](op, op_type, inputs, attributes)
+    if op_type in _LONG and inputs[0] is not None and inputs[0].dtype in (np.int64, np.uint64):
+        exact = _LONG[op_type](op, op_type, inputs, attributes)
+        if exact is not None:
+            return exact
     if op_type in _EPSILON and inputs[0] is not None and inputs[0].dtype == np.float64:
-        version, rule = 1 << 30, _EPSILON[op_type]  # attributes are float32: an epsilon would lose digits
+        version, rule = EVERY, _EPSILON[op_type]  # attributes are float32: an epsilon would lose digits
     else:
         version, rule = _RULES.get(op_type, (0, None))  # type: ignore[assignment]
     if rule is None or op.opset >= version:
@@ -71,6 +76,7 @@ def _refuse_random(op: OnnxInterpreter, op_type: str, inputs: Sequence[Any], att
 
 _ALWAYS: dict[str, Rule] = {
     "StopGradient": _identity,  # ONNX carries no gradients
+    "StraightThrough": _identity,
     "StopRowGradient": _identity,
     "SeededUniform": _refuse_random,
 }
@@ -96,18 +102,32 @@ def _reduction(op: OnnxInterpreter, op_type: str, inputs: Sequence[Any], attribu
     return op.emit(op_type, inputs[:1], {**kept, "axes": tuple(inputs[1].array.tolist())})
 
 
-@_below(18, "Pad")
+@_below(EVERY, "Pad")
 def _pad(op: OnnxInterpreter, op_type: str, inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
+    """The amounts of all axes: opset 18 could name some, but onnxruntime (1.31) misreads them when it moves a Transpose
+    through the Pad."""
     x, pads, constant, axes = (*inputs, None, None)[:4]
     if axes is None:
         return op.emit("Pad", inputs, attributes)
-    if pads.array is None or axes.array is None:
-        raise NeedsOpset(f"Pad of some axes by computed amounts needs opset 18{op.where()}", 18)
-    rank, some = op.rank_of(x), axes.array.tolist()
-    amounts = np.zeros((2, rank), np.int64)
-    amounts[:, [a % rank for a in some]] = pads.array.reshape(2, len(some))
     rest = [] if constant is None else [constant]
-    return op.emit("Pad", [x, op.const(amounts.reshape(-1)), *rest], attributes)
+    return op.emit("Pad", [x, _pads_of_all_axes(op, x, pads, axes), *rest], attributes)
+
+
+def _pads_of_all_axes(op: OnnxInterpreter, x: Any, pads: Any, axes: Any) -> Any:
+    shape = op.shape_of(x)
+    if shape is None or axes.array is None:  # the amounts are laid into zeros, two for each axis
+        rank = op.Size(op.Shape(x))
+        places = op.Mod(op.cast(axes, np.int64), rank)
+        none = op.ConstantOfShape(op.Mul(op.ints(2), rank), value=np.zeros(1, np.int64))
+        return op.ScatterElements(none, op.Concat(places, op.Add(places, rank), axis=0), pads, axis=0)
+    some, rank = axes.array.tolist(), len(shape)
+    chosen = np.full((2, rank), 2 * len(some))  # of the amounts in the list of those given, then 0
+    chosen[:, [a % rank for a in some]] = np.arange(2 * len(some)).reshape(2, len(some))
+    none = np.zeros(1, np.int64)
+    if pads.array is not None:
+        return op.const(np.concatenate([pads.array, none])[chosen.reshape(-1)])
+    listed = op.Concat(pads, none, axis=0)
+    return op.Gather(listed, chosen.reshape(-1), axis=0)
 
 
 @_below(14, "Trilu")
@@ -219,6 +239,46 @@ def _batch_norm(op: OnnxInterpreter, op_type: str, inputs: Sequence[Any], attrib
     column = op.ints(-1, *(1,) * (op.rank_of(x) - 2))
     centred = op.Sub(x, op.Reshape(mean, column))
     return op.Add(op.Mul(centred, op.Reshape(factor, column)), op.Reshape(bias, column))
+
+
+def _long_extreme(op: OnnxInterpreter, op_type: str, inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
+    """The largest or smallest of 64-bit integers, one axis after the other: onnxruntime's (1.31) ReduceMax and
+    ReduceMin compare the upper halves only where they are vectorised, its TopK the whole."""
+    x, axes, *_ = (*inputs, None)
+    if x.dtype != np.int64:
+        return None  # onnxruntime has none, nor a TopK
+    if axes is not None and axes.array is None:
+        raise UnsupportedError(
+            f"{op_type} of int64 along computed axes: onnxruntime is wrong there from 2**31 on; cast to int32"
+            f"{op.where()}"
+        )
+    some = [] if axes is None else axes.array.tolist()
+    if not some and attributes.get("noop_with_empty_axes", 0):
+        return op.Identity(x)
+    y = x if some else op.Reshape(x, op.ints(-1))
+    for axis in some or [0]:
+        y, _ = op.call("TopK", [y, op.ints(1)], {"axis": axis, "largest": int(op_type == "ReduceMax")}, 2)
+    if not attributes.get("keepdims", 1):
+        return op.Squeeze(y, op.ints(*(some or [0])))
+    return y if some else op.Reshape(y, op.Expand(op.ints(1), op.Shape(op.Shape(x))))
+
+
+def _long_mod(op: OnnxInterpreter, op_type: str, inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
+    """The remainder with the sign of the dividend, of the one with that of the divisor: for the former onnxruntime
+    (1.31) goes through float64, which has no 64 bits."""
+    if not attributes.get("fmod", 0):
+        return None
+    x, y = inputs
+    rest = op.Mod(x, y)
+    if x.dtype == np.uint64:
+        return rest
+    zero = op.const(0, like=x)
+    differs = op.And(op.Not(op.Equal(rest, zero)), op.Xor(op.Less(rest, zero), op.Less(x, zero)))
+    return op.Where(differs, op.Sub(rest, y), rest)
+
+
+# 64-bit integers that onnxruntime computes wrong
+_LONG: dict[str, Rule] = {"ReduceMax": _long_extreme, "ReduceMin": _long_extreme, "Mod": _long_mod}
 
 
 # The same in primitives, for float64: ONNX's attributes are float32

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -31,6 +32,7 @@ WIDE = 33
 WIDE_INTEGERS = 400
 MAX_WIDE_VALUES = 2**21  # in all inputs of a probe of the wide size
 CHEAP_VALUES = 2**17  # up to these there are two such probes
+SEARCHED = 400  # sizes that are tried for a signature's conditions
 MAX_REPEATS = 4  # probes of a fixed size instead of one wide one
 # Ranges of integers of 16 bits and more of which nothing is known, tried in turn until the source takes one.
 INTEGER_RANGES = ((-1000, 1000), (0, 100), (0, 1))
@@ -145,6 +147,7 @@ def wide(signature: Signature, bounds: Bounds, seed: int, sizes: Sizes, rows: in
             attempt |= smaller
         if _values(signature, attempt) <= MAX_WIDE_VALUES and attempt not in attempts:
             attempts.append(attempt)
+    attempts = [a for a in attempts if _is_allowed(signature, a)]
     if dict(sizes) not in attempts:
         attempts.append(dict(sizes))
     for attempt in attempts:
@@ -232,9 +235,26 @@ def combinations(signature: Signature, wanted: tuple[int, ...]) -> Iterator[dict
     seen = set()
     for row in rows:
         sizes = {n: choices[n][min(k, len(choices[n]) - 1)] for n, k in zip(names, row, strict=True)}
+        if signature.conditions:
+            sizes = _allowed(signature, sizes) or sizes
         if tuple(sizes.items()) not in seen:
             seen.add(tuple(sizes.items()))
             yield sizes
+
+
+def _allowed(signature: Signature, sizes: dict[str, int]) -> dict[str, int] | None:
+    """The nearest sizes above these for which the signature's conditions hold: with one dimension larger, or with all
+    a little; None if there are none among those that are tried."""
+    dims = {name: signature.dims.get(name, Dimension()) for name in sizes}
+    few = range(round(SEARCHED ** (1 / len(sizes)))) if sizes else range(1)
+    steps = [dict.fromkeys(sizes, 0) | {name: n} for n in range(SEARCHED) for name in sizes]
+    steps += [dict(zip(sizes, by, strict=True)) for by in sorted(itertools.product(few, repeat=len(sizes)), key=sum)]
+    tried = ({n: _at_most(dims[n], sizes[n] + by[n] * dims[n].multiple_of) for n in sizes} for by in steps)
+    return next((s for s in tried if _is_allowed(signature, s)), None)
+
+
+def _is_allowed(signature: Signature, sizes: Sizes) -> bool:
+    return all(signature.allows(condition, sizes) for condition in signature.conditions)
 
 
 def _sizes(dim: Dimension, wanted: tuple[int, ...], number: int) -> list[int]:

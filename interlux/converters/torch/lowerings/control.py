@@ -124,7 +124,7 @@ class TorchBody(BodyBuilder, TorchBuilder):
 
 def _examples(module: torch.fx.GraphModule) -> list[Any]:
     """torch's descriptions of a graph's inputs."""
-    return [n.meta.get("val") for n in module.graph.nodes if n.op == "placeholder"]
+    return [n.meta.get("val") for n in module.graph.find_nodes(op="placeholder")]
 
 
 def _tensors(op: TorchBuilder, operator: str, values: Sequence[Any]) -> list[Value]:
@@ -290,12 +290,10 @@ def hints_wrapper(importer: ProgramImporter, node: Node) -> Any:
 
 @higher_order("wrap_with_set_grad_enabled")
 def set_grad_enabled(importer: ProgramImporter, node: Node) -> Any:
-    """A block under torch.no_grad (or enable_grad): its results have no gradient."""
+    """A block under torch.no_grad (or enable_grad): its results have no gradient, what it writes to keeps its own."""
     enabled, graph, *operands = node.args
-    given = [importer.resolved(o) for o in operands]
-    outputs = importer.inline(node, graph_in(graph), operands)
-    if not enabled:
-        importer.stop_gradients(outputs, given)
+    inline = importer.inline if enabled else importer.inline_untracked
+    outputs = inline(node, graph_in(graph), operands)
     return tuple(importer.resolved(o) for o in outputs)
 
 
@@ -377,7 +375,7 @@ def _indexed(op: TorchBuilder, buffer: Value, sizes: Sequence[Any], indices: Seq
 def _function_of_scores(importer: ProgramImporter, module: torch.fx.GraphModule, inputs: Sequence[Any]) -> Any:
     """The result of a score_mod or mask_mod, written for one score, on arrays that broadcast."""
     op, outer = importer.op, importer.op.node_now
-    values: dict[Node, Any] = dict(zip((n for n in module.graph.nodes if n.op == "placeholder"), inputs, strict=True))
+    values: dict[Node, Any] = dict(zip(module.graph.find_nodes(op="placeholder"), inputs, strict=True))
     for node in module.graph.nodes:
         if node.op == "output":
             result = node.args[0]

@@ -25,14 +25,6 @@ def linear(op: TorchBuilder, x: Value, weight: Value, bias: Value | None = None)
     return op.add(ir.Dense(ins, outs, bias is not None), x, params={"weight": weight, "bias": bias})
 
 
-@aten("bilinear")
-def bilinear(op: TorchBuilder, x: Value, y: Value, weight: Value, bias: Value | None = None) -> Value:
-    """x [..., a], y [..., b], weight [outputs, a, b]: Σ x weight y for each output."""
-    lead = "lmnpqrstuvwz"[: op.rank_of(x) - 1]
-    z = op.Einsum(x, weight, y, equation=f"{lead}a,oab,{lead}b->{lead}o")
-    return z if bias is None else op.Add(z, bias)
-
-
 # --- lookup tables
 
 

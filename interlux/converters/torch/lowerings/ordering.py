@@ -13,7 +13,7 @@ from ...builder import Value
 from ..arrays import dtype_of
 from ..builder import MAX_INT64, Size, TorchBuilder
 from .registry import aten
-from .sizes import at_least_1d, is_one, ordered_dtype, positions, product, sizes_of
+from .sizes import along_one_axis, at_least_1d, is_one, ordered_dtype, positions, sizes_of
 
 # --- sorting
 
@@ -290,12 +290,7 @@ def repeat_interleave_positions(op: TorchBuilder, repeats: Value, *, output_size
 def repeat_interleave_rows(
     op: TorchBuilder, x: Value, repeats: Value, axis: int | None = None, *, output_size: Size | None = None
 ) -> Value:
-    sizes = sizes_of(op, 0)
-    if axis is None:
-        x, axis, sizes = op.Reshape(x, op.ints(-1)), 0, [product(sizes)]
-    elif not sizes:
-        x, sizes = at_least_1d(op, x), [1]
-    axis = op.axis(axis, len(sizes))
+    x, axis, sizes = along_one_axis(op, x, axis)
     if all(is_one(s) for s in sizes_of(op, 1)):  # one number for all
         repeats = op.Expand(repeats, op.size(sizes[axis]))
     size = op.result.shape[axis]

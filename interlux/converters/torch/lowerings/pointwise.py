@@ -15,6 +15,7 @@ from ...builder import Value
 from ..arrays import dtype_of
 from ..builder import TorchBuilder
 from .registry import aten
+from .sizes import either
 from .terms import Term, formula, working_dtype
 
 
@@ -513,7 +514,7 @@ def clamp(op: TorchBuilder, x: Value, min: Any = None, max: Any = None) -> Value
                 over = beyond(x, limit)
                 if isinstance(end, Value) and is_float(dtype):
                     over = op.Or(over, op.IsNaN(limit))
-                x = where_of(op, over, limit, x)
+                x = either(op, over, limit, x)
         return x
     return op.Clip(x, *(None if end is None else op.value(end, dtype) for end in (min, max)))
 
@@ -528,24 +529,14 @@ def clamp_max(op: TorchBuilder, x: Value, max: Any) -> Value:
     return clamp(op, x, None, max)
 
 
-def where_of(op: TorchBuilder, condition: Value, x: Value, y: Value) -> Value:
-    """Where, of dtypes too that onnxruntime has no kernel for."""
-    if x.dtype.kind == "b":
-        return op.Or(op.And(condition, x), op.And(op.Not(condition), y))
-    if x.dtype.name in ("int16", "uint16", "uint64"):
-        wide = np.int64 if x.dtype.itemsize == 8 else np.int32
-        return op.cast(op.Where(condition, op.cast(x, wide), op.cast(y, wide)), x.dtype)
-    return op.Where(condition, x, y)
-
-
 @aten("where.self", "where.ScalarSelf", "where.ScalarOther", "where.Scalar")
 def where(op: TorchBuilder, condition: Value, x: Any, y: Any) -> Value:
-    return where_of(op, op.cast(condition, bool), op.value(x, op.result_dtype), op.value(y, op.result_dtype))
+    return either(op, op.cast(condition, bool), op.value(x, op.result_dtype), op.value(y, op.result_dtype))
 
 
 @aten("masked_fill.Scalar", "masked_fill.Tensor")
 def masked_fill(op: TorchBuilder, x: Value, mask: Value, fill: Any) -> Value:
-    return where_of(op, mask, op.value(fill, op.result_dtype), op.cast(x, op.result_dtype))
+    return either(op, mask, op.value(fill, op.result_dtype), op.cast(x, op.result_dtype))
 
 
 @formula("addcmul")

@@ -84,9 +84,9 @@ def arg_extreme(op: TorchBuilder, x: Value, axis: int | None = None, keepdim: bo
     return op.reshape(flat, list(op.result.shape)) if keepdim and rank else flat
 
 
-@aten("any", "any.dim", "any.dims", "all", "all.dim", "all.dims")
+@aten("any", "any.dim", "any.dims", "all", "all.dim", "all.dims", "_is_all_true", "_is_any_true")
 def quantifier(op: TorchBuilder, x: Value, axes: Axes = None, keepdim: bool = False) -> Value:
-    negated = op.operator == "all"
+    negated = op.operator in ("all", "_is_all_true")
     term = Term.of(op, x, bool)
     term.rank = op.rank_of(x)
     if isinstance(axes, Sequence) and not axes and "dims" in str(op.fx_node.target):
@@ -437,7 +437,7 @@ def softmax(op: TorchBuilder, x: Value, axis: int, dtype: Any = None) -> Value:
     result = op.result_dtype
     rank = op.rank_of(x)
     given = op.cast(op.cast(x, result), working_dtype(result))
-    if 0 in op.result.shape:
+    if 0 in (x.shape or ()):
         return op.cast(op.Identity(given), result)
     whole = op.Reshape(given, op.ints(1)) if rank == 0 else given
     made = op.primitive(primitive, (whole,), {"axis": 0 if rank == 0 else op.axis(axis, rank)})

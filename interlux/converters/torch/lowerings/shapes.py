@@ -14,7 +14,7 @@ from ...builder import Value
 from ..builder import MAX_INT64, Size, TorchBuilder
 from .registry import aten
 from .sizes import (
-    at_least_1d,
+    along_one_axis,
     expanded,
     inverse,
     is_one,
@@ -33,7 +33,8 @@ from .sizes import (
 @aten("view", "reshape", "flatten.using_ints", "unflatten.int", "_unsafe_view", "view_as", "reshape_as", "ravel")
 @aten("atleast_1d", "atleast_2d", "atleast_3d")
 def view(op: TorchBuilder, x: Value, *rest: Any) -> Value:
-    return op.reshape(x, list(op.result.shape))
+    same = op.shape(op.result.shape) == x.shape
+    return op.Identity(x) if same else op.reshape(x, list(op.result.shape))
 
 
 @aten("atleast_1d.Sequence", "atleast_2d.Sequence", "atleast_3d.Sequence")
@@ -61,6 +62,10 @@ def squeeze(op: TorchBuilder, x: Value, axes: int | Sequence[int] | None = None)
     rank = op.rank_of(x)
     wanted = range(rank) if axes is None else [axes] if isinstance(axes, int) else axes
     removed = [a for a in (op.axis(a, rank) for a in wanted) if x.shape is not None and x.shape[a] == 1]
+    for axis in (op.axis(a, rank) for a in wanted):
+        size = sizes_of(op, 0)[axis]
+        if isinstance(size, torch.SymInt):  # kept, and removed where it is 1
+            op.not_one.update({str(s): f"squeeze{op.where()}" for s in [size.node.expr] if s.is_Symbol})
     return op.Squeeze(x, op.ints(*removed)) if removed else op.Identity(x)
 
 
@@ -126,7 +131,7 @@ def slice_(
     op: TorchBuilder, x: Value, axis: int = 0, start: Size | None = None, end: Size | None = None, step: int = 1
 ) -> Value:
     start, end = 0 if start is None else start, MAX_INT64 if end is None else end
-    if isinstance(start, int) and start == 0 and isinstance(end, int) and end == MAX_INT64 and step == 1:
+    if op.shape(op.result.shape) == x.shape and step == 1:  # all of it
         return op.Identity(x)
     return op.Slice(x, op.size(start), op.size(end), op.ints(op.axis(axis, op.rank_of(x))), op.ints(step))
 
@@ -252,14 +257,9 @@ def tile(op: TorchBuilder, x: Value, repeats: Sequence[Size]) -> Value:
 def repeat_interleave(
     op: TorchBuilder, x: Value, repeats: Size, axis: int | None = None, *, output_size: Size | None = None
 ) -> Value:
-    sizes = sizes_of(op, 0)
-    if axis is None:
-        x, axis, sizes = op.Reshape(x, op.ints(-1)), 0, [product(sizes)]
-    elif not sizes:
-        x, sizes = at_least_1d(op, x), [1]
-    axis = op.axis(axis, len(sizes)) + 1
-    wanted = op.sizes([*(1,) * axis, repeats, *(1,) * (len(sizes) - axis)])
-    return op.reshape(op.Expand(op.Unsqueeze(x, op.ints(axis)), wanted), op.result.shape)
+    x, axis, sizes = along_one_axis(op, x, axis)
+    wanted = op.sizes([*(1,) * (axis + 1), repeats, *(1,) * (len(sizes) - axis - 1)])
+    return op.reshape(op.Expand(op.Unsqueeze(x, op.ints(axis + 1)), wanted), op.result.shape)
 
 
 @aten("flip", "flipud", "fliplr")
@@ -473,6 +473,8 @@ def pad(op: TorchBuilder, x: Value, pads: Sequence[Size], mode: str = "constant"
 
 def _pad(op: TorchBuilder, x: Value, pads: Sequence[Size], mode: str, value: Any) -> Value:
     """torch lists (begin, end) from the last axis on; ONNX all begins, then all ends."""
+    if all(isinstance(p, int) and p == 0 for p in pads):
+        return op.Identity(x)
     rank = op.rank_of(x)
     axes = [rank - 1 - i for i in range(len(pads) // 2)]
     amounts = op.sizes([*pads[0::2], *pads[1::2]])

@@ -93,6 +93,17 @@ def at_least_1d(op: TorchBuilder, x: Value) -> Value:
     return op.Reshape(x, op.ints(1)) if op.rank_of(x) == 0 else x
 
 
+def along_one_axis(op: TorchBuilder, x: Value, axis: int | None) -> tuple[Value, int, list[Size]]:
+    """The first argument where an operator works along one axis: flat without one, a scalar as a vector. Returns it,
+    the axis counted from 0, its sizes."""
+    sizes = sizes_of(op, 0)
+    if axis is None:
+        return op.Reshape(x, op.ints(-1)), 0, [product(sizes)]
+    if not sizes:
+        x, sizes = at_least_1d(op, x), [1]
+    return x, op.axis(axis, len(sizes)), sizes
+
+
 def is_mask(index: Value) -> bool:
     """Whether an index chooses by truth (torch takes bytes so too)."""
     return index.dtype in (np.dtype(bool), np.dtype(np.uint8))
@@ -106,10 +117,13 @@ def ordered_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 
 def either(op: TorchBuilder, mask: Value, a: Value, b: Value) -> Value:
-    """a where the mask is true, else b, both of one dtype; onnxruntime's Where lacks bool and small integers."""
+    """a where the mask is true, else b, both of one dtype; onnxruntime's Where lacks bool and some
+    integers."""
     if a.dtype == bool:
         return op.Or(op.And(mask, a), op.And(op.Not(mask), b))
-    wide = ordered_dtype(a.dtype) if a.dtype.kind in "iu" else a.dtype
+    wide = a.dtype
+    if wide.kind in "iu":
+        wide = np.dtype(np.int64) if wide == np.uint64 else ordered_dtype(wide)
     return op.cast(op.Where(mask, op.cast(a, wide), op.cast(b, wide)), a.dtype)
 
 

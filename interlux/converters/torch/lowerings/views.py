@@ -9,8 +9,10 @@ import numpy as np
 import torch
 
 from ....ir.errors import UnsupportedError
+from ....ir.trees import is_float
 from ...builder import Value
 from ..builder import MAX_INT64, Size, TorchBuilder
+from ..complex import each_part
 from .shapes import flat_diagonal, moved_axes, split_axis
 from .sizes import inverse, positions, to_front, transposed
 
@@ -34,11 +36,22 @@ def _reshape_back(op: TorchBuilder, base: Value, written: Value, sizes: Sequence
     return op.reshape(written, sizes)
 
 
-@_back("alias", "contiguous", "to.dtype", "to.device", "lift_fresh")
+@_back("alias", "contiguous", "to.dtype", "to.device", "lift_fresh", "real")
 def _same_back(
     op: TorchBuilder, base: Value, written: Value, sizes: Sequence[Size], *rest: Any, **options: Any
 ) -> Value:
     return written
+
+
+def estimated(op: TorchBuilder, value: Any, estimate: Any) -> Any:
+    """A value with the derivative of another."""
+    return each_part(lambda v, e: op.StraightThrough(v, e) if is_float(v.dtype) else v, value, estimate)
+
+
+@_back("detach")
+def _detach_back(op: TorchBuilder, base: Value, written: Value, sizes: Sequence[Size]) -> Value:
+    """Autograd does not see such a write."""
+    return estimated(op, written, base)
 
 
 def _reordered(op: TorchBuilder, written: Value, perm: Sequence[int]) -> Value:
@@ -239,9 +252,14 @@ MAYBE_VIEWS = frozenset(
     {"reshape.default", "reshape_as.default", "flatten.using_ints", "contiguous.default", "ravel.default"}
     | {"to.dtype", "to.device", "to.dtype_layout", "to.other", "type_as.default"}
 )
+# Give back their argument itself where they have nothing to change
+PASSING = frozenset(
+    {"contiguous.default", "to.dtype", "to.device", "to.dtype_layout", "to.other", "type_as.default"}
+    | {"real.default", "conj.default", "resolve_conj.default", "resolve_neg.default"}
+)
 # Share memory with their base, but a write through them cannot be followed
 _UNFOLLOWED = frozenset(
-    {"detach.default", "unfold.default", "as_strided.default", "view.dtype", "linalg_diagonal.default"}
+    {"unfold.default", "as_strided.default", "view.dtype", "linalg_diagonal.default"}
     | {"mH.default", "adjoint.default", "matrix_H.default"}
 )
 # Views of several bases, each result of one

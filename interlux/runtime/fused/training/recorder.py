@@ -136,7 +136,7 @@ class Recorder(Builder):
             if value.access() is None:
                 raise self.refuse(f"{what} that are rearranged parameters")
             return value
-        return self._appended(self.known(value, what))
+        return self._appended(self.numbers_of(value, what))
 
     def statistic(self, array: np.ndarray) -> int:
         """Where a running statistic lies among the statistics."""
@@ -295,7 +295,8 @@ def _batch_normalization(
     """With known statistics, that is of a layer that stays in evaluation mode."""
     column = (-1,) + (1,) * (len(x.shape) - 2)
     m, v = (
-        b.known(a, "BatchNormalization with statistics").astype(np.float64).reshape(column) for a in (mean, variance)
+        b.numbers_of(a, "BatchNormalization with statistics").astype(np.float64).reshape(column)
+        for a in (mean, variance)
     )
     root = 1 / np.sqrt(v + epsilon)
     y = b.elementwise("Mul", [b.elementwise("Sub", [x, m.astype(b.dtype)], {}), root.astype(b.dtype)], {})

@@ -237,3 +237,18 @@ def Swish(x: Value, *, alpha: float = 1.0) -> Value:
 @primitive
 def StopGradient(x: Value) -> Value:
     return x if is_static(x) else lax.stop_gradient(x)
+
+
+@jax.custom_jvp
+def _straight_through(value: Value, estimate: Value) -> Value:
+    return value
+
+
+@_straight_through.defjvp
+def _straight_through_tangent(primals: tuple[Value, Value], tangents: tuple[Value, Value]) -> tuple[Value, Value]:
+    return primals[0], tangents[1]
+
+
+@primitive
+def StraightThrough(value: Value, estimate: Value) -> Value:
+    return value if is_static(value) and is_static(estimate) else _straight_through(value, estimate)

@@ -57,6 +57,8 @@ def _length(xp: Any, x: Value, axes: tuple[int, ...], keep: bool) -> Value:
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _softmax(x: Value, axis: int) -> Value:
+    if x.size == 0:  # there is no largest element
+        return x
     largest = jnp.max(x, axis, keepdims=True)
     # The largest element is 1 by comparison, not by subtraction: XLA may compute x again inside a fused multiply-add,
     # and for large x the difference of one rounding is far below 0. All would be 0 then, and the result NaN.

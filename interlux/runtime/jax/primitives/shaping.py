@@ -141,9 +141,30 @@ def GatherND(x: Value, indices: Value, *, batch_dims: int = 0) -> Value:
     return gather(jnp.asarray(x), jnp.asarray(indices))
 
 
-def _scatter(target: Any, updates: Value, reduction: str) -> Value:
+@jax.custom_jvp
+def _multiplied(x: Value, index: tuple[Value, ...], updates: Value) -> Value:
+    return x.at[index].multiply(updates)
+
+
+@_multiplied.defjvp
+def _multiplied_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Value, Value]:
+    """JAX's own derivative is for distinct indices only. That by an update is the product of all others that meet it:
+    of all by itself, where none is 0, else of those that are not 0."""
+    x, index, updates = primals
+    dx, _, d_updates = tangents
+    zero, nothing = updates == 0, jnp.zeros_like(x)
+    factors = jnp.where(zero, np.asarray(1, x.dtype), updates)
+    zeros = nothing.at[index].add(zero.astype(x.dtype))[index] - zero.astype(x.dtype)
+    others = jnp.where(zeros == 0, _multiplied(x, index, factors)[index] / factors, np.asarray(0, x.dtype))
+    by_x = _multiplied(jnp.ones_like(x), index, updates) * dx
+    return _multiplied(x, index, updates), by_x + nothing.at[index].add(others * d_updates)
+
+
+def _scatter(x: Value, index: tuple[Value, ...], updates: Value, reduction: str) -> Value:
+    if reduction == "mul" and jnp.issubdtype(x.dtype, jnp.floating):
+        return _multiplied(x, index, jnp.asarray(updates))
     methods = {"none": "set", "add": "add", "mul": "multiply", "max": "max", "min": "min"}
-    return getattr(target, methods[reduction])(updates)
+    return getattr(x.at[index], methods[reduction])(updates)
 
 
 @primitive
@@ -152,14 +173,14 @@ def ScatterElements(x: Value, indices: Value, updates: Value, *, axis: int = 0, 
     x, indices = jnp.asarray(x), jnp.asarray(indices)
     grid = list(jnp.meshgrid(*(jnp.arange(n) for n in indices.shape), indexing="ij"))
     grid[axis] = indices
-    return _scatter(x.at[tuple(grid)], updates, reduction)
+    return _scatter(x, tuple(grid), updates, reduction)
 
 
 @primitive
 @moving
 def ScatterND(x: Value, indices: Value, updates: Value, *, reduction: str = "none") -> Value:
     indices = jnp.asarray(indices)
-    return _scatter(jnp.asarray(x).at[tuple(indices[..., k] for k in range(indices.shape[-1]))], updates, reduction)
+    return _scatter(jnp.asarray(x), tuple(indices[..., k] for k in range(indices.shape[-1])), updates, reduction)
 
 
 @primitive
