@@ -62,7 +62,6 @@ def test_the_version_is_that_of_the_package() -> None:
         lambda m: ix.assign_keras_weights(None, m),
         lambda m: ix.to_stablehlo(m, "x"),
         lambda m: ix.bundle(m, "x"),
-        lambda m: ix.verify(m, m, backends=("fused",)),
     ],
 )
 def test_what_is_not_there_yet_says_so(call: Callable[[Model], Any], model: Model) -> None:

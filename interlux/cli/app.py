@@ -53,10 +53,6 @@ class Backends(click.ParamType):
             return value
         names = tuple(dict.fromkeys(part.strip() for part in str(value).split(",")))
         for name in names:
-            if name == "fused":
-                from ..ir.errors import UnsupportedError
-
-                raise UnsupportedError(f"backend 'fused' is not part of this version; use {','.join(BACKENDS)}")
             if name not in BACKENDS:
                 self.fail(f"there is no backend {name!r}; choose from {','.join(BACKENDS)}", param, ctx)
         return names
@@ -94,7 +90,11 @@ as_json = click.option(
 )
 report = click.option("--report", metavar="FILE.html", help="Write the verification report there, also when it failed.")
 backend = click.option(
-    "--backend", "backends", type=Backends(), metavar="NAMES", help="jax,onnxruntime; by default those installed."
+    "--backend",
+    "backends",
+    type=Backends(),
+    metavar="NAMES",
+    help="Of jax,onnxruntime,fused; by default the first two, if installed.",
 )
 inputs = click.option("--inputs", metavar="FILE.npz", help="Compare on these arrays, not on generated ones.")
 arch = click.option(
@@ -200,7 +200,7 @@ def inspect(state: State, **options: Any) -> None:
 @click.argument("src")
 @click.option("--input", "arrays", required=True, metavar="FILE.npz", help="The inputs, by name.")
 @click.option("--output", metavar="FILE.npz", help="Write the outputs there, by name.")
-@click.option("--backend", type=click.Choice([*BACKENDS, "fused"]), help="By default jax if installed.")
+@click.option("--backend", type=click.Choice(list(BACKENDS)), help="By default jax if installed.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @arch
 @trust

@@ -18,8 +18,10 @@ Run = Callable[[list[np.ndarray]], Sequence[Any]]
 
 
 def installed_backends() -> tuple[str, ...]:
-    """The backends whose packages are there. Raises UnsupportedError if none is."""
-    names = tuple(name for name in BACKENDS if importlib.util.find_spec(name) is not None)
+    """The backends for all networks whose packages are there. Raises UnsupportedError if none is."""
+    names = tuple(
+        name for name, b in BACKENDS.items() if b.by_default and importlib.util.find_spec(b.package) is not None
+    )
     if not names:
         raise UnsupportedError("no backend is installed; pip install 'interlux[jax,onnx]', or see 'interlux doctor'")
     return names

@@ -141,8 +141,6 @@ def run(
     from .checks import installed_backends
     from .places import check_distinct, check_file, write_atomically
 
-    if backend == "fused":
-        raise UnsupportedError("backend 'fused' is not part of this version; use jax or onnxruntime")
     backend = backend or installed_backends()[0]
     if output is not None:
         check_distinct({"--output": output}, {"the source": src, "--input": arrays})

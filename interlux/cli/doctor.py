@@ -19,11 +19,11 @@ EXTRAS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "torch": ("import from PyTorch", ("torch",)),
     "onnx": ("ONNX in and out, onnxruntime", ("onnx", "onnxruntime", "pillow")),
     "jax": ("run on JAX; the reference of saved models", ("jax", "jaxlib", "optax")),
+    "fused": ("small networks as one native function", ("llvmlite",)),
     "report": ("HTML reports", ("jinja2",)),
 }
 # other names under which a package is distributed
 _OTHER = {"onnxruntime": ("onnxruntime-gpu",), "jaxlib": ()}
-DEVICES = ("cpu", "cuda")
 
 
 def version_of(package: str) -> str | None:
@@ -67,6 +67,10 @@ def details(backend: str) -> str:
             import onnxruntime
 
             return ", ".join(onnxruntime.get_available_providers())
+        if backend == "fused":
+            from ..runtime.fused.target import executable
+
+            return ", ".join(target.name for target in executable())
         import jax
 
         return ", ".join(map(str, jax.devices()))
@@ -92,13 +96,13 @@ def doctor(state: State) -> None:
     state.line()
     backends: dict[str, Any] = {}
     found = []
-    for backend, extra in BACKENDS.items():
+    for backend, (extra, _, possible, _) in BACKENDS.items():
         if extra in missing:
             backends[backend] = {"installed": False}
             found.append([backend, "-", f"not installed: pip install 'interlux[{extra}]'"])
             continue
         devices = {}
-        for device in DEVICES:
+        for device in possible:
             with state.step(f"try {backend} on {device}"):
                 problem = " ".join(works(backend, device).split())
             devices[device] = {"works": not problem} | ({"problem": problem} if problem else {})

@@ -51,6 +51,13 @@ def trained(module):
 def mlp():
     return trained(nn.Sequential(nn.Linear(6, 6), nn.GELU(), nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Linear(6, 3)))
 
+class Sorted(nn.Module):
+    def forward(self, x):
+        return x.sort().values
+
+def sorted_rows():
+    return Sorted()
+
 def pair():
     return mlp(), (torch.ones(3, 6),)
 
@@ -316,6 +323,21 @@ def test_verify_alone_and_against_another(command: Command) -> None:
     assert "order" in done.json["notes"][0], "outputs have other names, and the user is told"
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_the_fused_engine_is_verified(name: str, command: Command) -> None:
+    done = command("verify", FIXTURES / f"{name}.pt2", "--backend", "fused", "--json")
+    assert done.code == 0, done.err
+    assert [row["backend"] for row in done.json["verification"]["rows"]] == ["fused"]
+
+
+def test_what_the_fused_engine_does_not_take_is_a_failed_row(command: Command) -> None:
+    done = command("verify", "networks:sorted_rows", "--backend", "jax,fused", "--json")
+    assert done.code == 1
+    passed = {row["backend"]: row["passed"] for row in done.json["verification"]["rows"]}
+    assert passed == {"jax": True, "fused": False}
+    assert "the fused engine has no" in str(done.json["verification"]["rows"])
+
+
 def test_verify_tells_different_networks_apart(command: Command) -> None:
     done = command("verify", FIXTURES / "digits_lenet.pt2", FIXTURES / "digits_resnet.pt2", "--backend", "onnxruntime")
     assert done.code == 1
@@ -356,7 +378,7 @@ def test_inspect(command: Command) -> None:
     assert {"name": "conv1.weight", "dtype": "float32", "shape": [6, 1, 5, 5]} in found["params"]
 
 
-@pytest.mark.parametrize("backend", ["jax", "onnxruntime"])
+@pytest.mark.parametrize("backend", ["jax", "onnxruntime", "fused"])
 def test_run(backend: str, tiny: Path, command: Command, tmp_path: Path) -> None:
     x = np.array([[-1, 0, 2.5]], np.float32)
     np.savez(tmp_path / "x.npz", x=x)
@@ -420,7 +442,6 @@ def test_doctor_knows_the_extras() -> None:
         (["bisect", "a", "b"], 3, "not part of this version"),
         (["bench", "a", "--fast"], 3, "not part of this version"),
         (["bundle", "a", "b"], 3, "not part of this version"),
-        (["verify", "networks:mlp", "--backend", "jax,fused"], 3, "fused"),
         (["inspect", str(FIXTURES / "digits_lenet.keras")], 3, "Keras"),
         (["inspect", "networks.py"], 3, ".onnx"),
         (["convert", "networks:mlp", "m.pb"], 3, ".safetensors"),

@@ -45,7 +45,7 @@ def verify(
     Arguments:
         source: what was converted.
         model: the result; its signature says how both are called.
-        backends: of jax and onnxruntime; one string names them with commas between.
+        backends: of jax, onnxruntime and fused; one string names them with commas between.
         runners: more targets by label: functions of the input arrays, in the order of the signature, that return the
             outputs in order.
         inputs: arrays by input name, or the path of an .npz file with them, instead of the generated inputs.
@@ -65,7 +65,7 @@ def verify(
     if runners:
         makers |= {label: lambda run=run: run for label, run in runners.items()}  # type: ignore[misc]
     if not makers:
-        raise UnsupportedError("there is nothing to verify: name a backend (jax, onnxruntime)")
+        raise UnsupportedError("there is nothing to verify: name a backend (jax, onnxruntime, fused)")
     judged = _Judged(source, model)
     notes: list[str] = []
     if inputs is not None:
@@ -324,11 +324,14 @@ def _maker(name: str, model: Model) -> Callable[[], Run]:
 
         return OnnxRunner(model).run
 
-    makers = {"jax": jax, "onnxruntime": onnxruntime}
-    if name == "fused":
-        raise UnsupportedError("backend 'fused' cannot be verified yet; use jax or onnxruntime")
+    def fused() -> Run:
+        from ..fused.engine import FusedRunner
+
+        return FusedRunner(model, threads=1).run
+
+    makers = {"jax": jax, "onnxruntime": onnxruntime, "fused": fused}
     if name not in makers:
-        raise UnsupportedError(f"backend {name!r} is not known; use {' or '.join(makers)}")
+        raise UnsupportedError(f"backend {name!r} is not known; use {', '.join(makers)}")
 
     def make() -> Run:
         try:
