@@ -28,6 +28,7 @@ import numpy as np
 from ...ir import trees
 from ...ir.errors import InvalidModelError, UnsupportedError
 from ...ir.foreign import Kind
+from ...ir.graph import Graph
 from ...ir.interpreter import Interpreter
 from ...ir.layer import Layer, setup
 from ...ir.trees import Path, Tree
@@ -168,10 +169,9 @@ def to_fused(
     """
     fused = Fused(layer, _shapes(input_shape), threads)
     if params is None and states is None:
-        own_params, own_states = setup(layer, 0)
-        if not own_params and not own_states and not layer.children():
-            return fused  # imported: its arrays are elsewhere
-        params, states = own_params, own_states
+        if _is_imported(layer):
+            return fused
+        params, states = setup(layer, 0)
     stored = _arrays_of(params or {}, states or {})
     kept = {name: np.asarray(array) for name, array in stored.items()}
     own = next((a.dtype for a in kept.values() if trees.is_float(a.dtype)), np.dtype(np.float32))
@@ -180,6 +180,13 @@ def to_fused(
         raise InvalidModelError(f"{len(dtypes)} dtypes for {len(fused.input_shapes)} inputs")
     _functions(fused).packed(kept, [np.zeros((1, *s), d) for s, d in zip(fused.input_shapes, dtypes, strict=True)])
     return fused
+
+
+def _is_imported(layer: Layer) -> bool:
+    """Whether a layer, or one inside it, has parameters that only its model has."""
+    if isinstance(layer, Graph) and layer.paths():
+        return True
+    return any(_is_imported(child) for _, child in layer.children())
 
 
 def _shapes(given: Sequence[Any]) -> tuple[Shape, ...]:
