@@ -148,7 +148,8 @@ def compile(model: Model, backend: str = "jax", device: str = "cpu", **options: 
         backend: jax, onnxruntime or fused.
         device: cpu or cuda.
         options: of the backend: `threads` of onnxruntime and fused; of fused also `target` (avx512, avx2, sse2, neon,
-            scalar) and `fallback="onnxruntime"`, which computes the layers that the engine does not take.
+            scalar), `weights="bfloat16"`, which halves their memory (the runner's `notes` state the error), and
+            `fallback="onnxruntime"`, which computes the layers that the engine does not take.
     """
     if backend == "jax":
         with needs("jax"):
@@ -248,7 +249,13 @@ def to_stablehlo(model: Model, path: Path) -> None:
 
 
 def to_c(
-    model: Model, folder: Path, target: str | None = None, *, name: str | None = None, source: bool = False
+    model: Model,
+    folder: Path,
+    target: str | None = None,
+    *,
+    name: str | None = None,
+    source: bool = False,
+    weights: str | None = None,
 ) -> tuple[pathlib.Path, ...]:
     """Writes a model as C: an object file and a shared library for a processor, or C99, with a header and an example.
 
@@ -260,12 +267,13 @@ def to_c(
         model: any model that backend="fused" takes.
         folder: a new or empty one, or an earlier export.
         name: that all C names begin with; by default like the folder's.
+        weights: bfloat16, to round large weights to it and halve their size; None: they stay as they are.
 
     Returns the files written. See `interlux.runtime.fused.export.to_c`.
     """
     with needs("fused"):
         from .runtime.fused.export import to_c as convert
-    return convert(model, folder, target, name=name, source=source)
+    return convert(model, folder, target, name=name, source=source, weights=weights)
 
 
 def to_fused(

@@ -227,6 +227,22 @@ def test_objects_agree_with_the_engine_bit_for_bit(name, target, tmp_path):
 
 
 @needs_cc
+@pytest.mark.parametrize("source", [False, True])
+def test_weights_in_bfloat16(source, tmp_path):
+    model, _ = made("mlp")
+    ix.to_c(model, tmp_path / "out", name="net", source=source, weights="bfloat16")
+    if source:
+        cc(tmp_path / "out", "-shared", "-fPIC", tmp_path / "out" / "net.c", "-o", tmp_path / "out" / "libnet.so")
+    engine = ix.compile(model, "fused", threads=1, target="scalar" if source else None, weights="bfloat16")
+    given = inputs_of("mlp", 17)
+    expected = engine(*given)
+    outputs = [np.full_like(y, 7) for y in expected]
+    assert call(load(tmp_path / "out", "net"), "net", given, outputs, 17) == 0
+    for a, b in zip(outputs, expected, strict=True):
+        assert np.allclose(a, b, rtol=1e-5, atol=1e-6) if source else same(a, b)
+
+
+@needs_cc
 def test_this_machine_is_the_default(tmp_path):
     model, _ = made("mlp")
     ix.to_c(model, tmp_path / "mlp")

@@ -66,21 +66,35 @@ class FusedRunner(Runner):
         device: cpu.
         threads: at most so many compute one batch; None is all cores.
         target: avx512, avx2, sse2, neon or scalar in place of what this machine has.
+        weights: bfloat16: large weights are rounded to it and take half the memory. `notes` states the error: how far
+            outputs then are from those with all digits, on normal inputs.
     """
 
     backend = "fused"
 
-    def __init__(self, model: Model, device: str = "cpu", threads: int | None = None, target: str | None = None):
+    def __init__(
+        self,
+        model: Model,
+        device: str = "cpu",
+        threads: int | None = None,
+        target: str | None = None,
+        weights: str | None = None,
+    ):
         super().__init__(model, device)
         if device != "cpu":
             raise UnsupportedError(f"the fused engine runs on the CPU, not on {device!r}")
         self.target = target_named(target)
-        key = key_of_layer(self.target, model.layer, model.params, model.states, (), str(self.signature.inputs))
-        self.native = _shaped(saved(key, lambda: built(program_of(model), self.target)), model)
+        key = key_of_layer(
+            self.target, model.layer, model.params, model.states, (), str(self.signature.inputs), weights
+        )
+        self.native = _shaped(saved(key, lambda: built(program_of(model, weights), self.target)), model)
         self._batched = any(not isinstance((s.shape or (0,))[0], int) for s in self.signature.inputs)
         self.entry = Entry(self.native, self.signature if self._batched else None, threads)
         if self._batched:
             self.entry.attach(self)
+        self.notes: tuple[str, ...] = ()
+        if weights is not None:
+            self.notes = (_stated(self, FusedRunner(model, device, threads, target)),)
 
     def run(self, arrays: list[np.ndarray]) -> tuple[np.ndarray, ...]:
         if not self._batched:
@@ -88,24 +102,50 @@ class FusedRunner(Runner):
         return tuple(self.entry.call(*arrays))
 
 
+def _stated(rounded: FusedRunner, exact: FusedRunner) -> str:
+    """How far the outputs with rounded weights are from the others, in words."""
+    from ..verify.probes import SIZE_SETS, combinations, normals
+
+    signature = rounded.signature
+    sizes = list(combinations(signature, SIZE_SETS[1]))[-1]
+    parts = []
+    probes = list(normals(signature, {}, 2, sizes))
+    results = [(rounded.run(probe.arrays), exact.run(probe.arrays)) for probe in probes]
+    for i, spec in enumerate(signature.outputs):
+        if np.dtype(spec.dtype).kind != "f":
+            continue
+        found, wanted = (np.concatenate([np.ravel(result[k][i]) for result in results]) for k in (0, 1))
+        error, size = (float(np.sqrt(np.mean(np.square(a, dtype=np.float64)))) for a in (found - wanted, wanted))
+        parts.append(f"{spec.name} {error:.1e} (root mean square; its own is {size:.1e})")
+    about = "; ".join(parts) or "no output is a floating-point number"
+    return f"large weights are rounded to bfloat16, by up to 0.2 %; error of the outputs on normal inputs: {about}"
+
+
 class SplitRunner(Runner):
     """A model of which the fused engine takes a part and onnxruntime the rest.
 
     Arguments:
-        model, device, threads, target: as for `FusedRunner`.
+        model, device, threads, target, weights: as for `FusedRunner`.
 
     `parts` says what is computed where, in order; `notes` says it in words.
     """
 
     backend = "fused"
 
-    def __init__(self, model: Model, device: str = "cpu", threads: int | None = None, target: str | None = None):
+    def __init__(
+        self,
+        model: Model,
+        device: str = "cpu",
+        threads: int | None = None,
+        target: str | None = None,
+        weights: str | None = None,
+    ):
         from ..onnx import OnnxRunner
 
         super().__init__(model, device)
         self.parts = split(model)
         self._runners = [
-            FusedRunner(part.model, device, threads, target)
+            FusedRunner(part.model, device, threads, target, weights)
             if part.backend == "fused"
             else OnnxRunner(part.model, device, threads or 0)
             for part in self.parts
@@ -118,6 +158,7 @@ class SplitRunner(Runner):
         count, total = (sum(len(part.layers) for part in parts) for parts in (others, self.parts))
         reasons = "; ".join(reason for part in others for reason in part.reasons)
         self.notes = (f"onnxruntime computes {count} of {total} layers; the fused engine does not take {reasons}",)
+        self.notes += tuple(note for runner in self._runners for note in getattr(runner, "notes", ()))
 
     def run(self, arrays: list[np.ndarray]) -> tuple[np.ndarray, ...]:
         values = dict(zip(self._inputs, arrays, strict=True))
@@ -133,12 +174,13 @@ def runner_of(
     device: str = "cpu",
     threads: int | None = None,
     target: str | None = None,
+    weights: str | None = None,
     fallback: str | None = None,
 ) -> FusedRunner | SplitRunner:
     """What `ix.compile(model, backend="fused")` returns.
 
     Arguments:
-        model, device, threads, target: see `FusedRunner`.
+        model, device, threads, target, weights: see `FusedRunner`.
         fallback: None, or onnxruntime for the layers that the engine does not take. Then a warning names them, and the
             runner's `parts` and `notes` say what is computed where.
 
@@ -147,12 +189,12 @@ def runner_of(
     if fallback not in (None, "onnxruntime"):
         raise UnsupportedError(f"there is no fallback {fallback!r}; choose onnxruntime or None")
     try:
-        return FusedRunner(model, device, threads, target)
+        return FusedRunner(model, device, threads, target, weights)
     except UnsupportedError:
         if fallback is None or device != "cpu":
             raise
         target_named(target)  # what is wrong with it is not the model's fault
-    runner = SplitRunner(model, device, threads, target)
+    runner = SplitRunner(model, device, threads, target, weights)
     warnings.warn(runner.notes[0], stacklevel=3)
     return runner
 

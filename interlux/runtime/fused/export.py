@@ -54,6 +54,7 @@ def to_c(
     *,
     name: str | None = None,
     source: bool = False,
+    weights: str | None = None,
 ) -> tuple[Path, ...]:
     """Writes a model as C, all of it or nothing.
 
@@ -64,6 +65,7 @@ def to_c(
             linked by this machine's C compiler: for this machine's architecture, and if there is a compiler.
         name: a C identifier that all names in the header begin with; by default made of the folder's.
         source: C99 in place of machine code, for compilers that LLVM does not target.
+        weights: bfloat16: large weights are rounded to it and take half the space; None: they stay as they are.
 
     Returns: the files that were written.
 
@@ -77,7 +79,7 @@ def to_c(
     if name is not None and not is_name(name):
         raise InvalidModelError(f"{name!r} cannot be a C identifier and the name of a file beside C's own")
     chosen = targets.named("scalar") if source else _target(target)
-    program = optimised(program_of(model))
+    program = optimised(program_of(model, weights))
     code = generate(program, chosen)
     if code.parameters.size > LARGEST:
         raise ResourceLimitError(f"the weights take {code.parameters.size} bytes; an object holds at most {LARGEST}")

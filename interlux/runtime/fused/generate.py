@@ -163,7 +163,7 @@ def _tile(
     external = {
         b: f[f"input{i}"].of(type_of(b.dtype)) for i, b in enumerate(program.inputs) if b.dtype != program.dtype
     }
-    s = Schedule(f, target, program.dtype, lanes, blocks, parameters, places, external)
+    s = Schedule(f, target, program.dtype, lanes, blocks, parameters, places, external, stored=program.stored)
     used = {t.source for step in program.steps for t in step.reads()} | {t.source for t in program.outputs}
     for i, buffer in enumerate(program.inputs):
         if buffer not in external and buffer in used:
@@ -209,7 +209,7 @@ def _one(
     f = _function(module, program, "one")
     external = {b: f[f"input{i}"].of(type_of(b.dtype)) for i, b in enumerate(program.inputs)}
     external |= {b: f[f"output{i}"].of(type_of(b.dtype)) for b, i in outside.items()}
-    s = Schedule(f, target, program.dtype, 1, 1, parameters, places, external, end=end)
+    s = Schedule(f, target, program.dtype, 1, 1, parameters, places, external, end=end, stored=program.stored)
     _steps(s, program)
     for i, t in enumerate(program.outputs):
         if isinstance(t.source, Buffer) and outside.get(t.source) == i:
@@ -238,7 +238,7 @@ def _few(
     f = _function(module, program, "few")
     external = {b: f[f"input{i}"].of(type_of(b.dtype)) for i, b in enumerate(program.inputs)}
     external |= {b: f[f"output{i}"].of(type_of(b.dtype)) for b, i in outside.items()}
-    s = Schedule(f, target, program.dtype, 1, 1, parameters, places, external, rows, end)
+    s = Schedule(f, target, program.dtype, 1, 1, parameters, places, external, rows, end, program.stored)
     for step in program.steps:
         if isinstance(step, Dense) and step.shape[0] == 1:
             dense(s, step)

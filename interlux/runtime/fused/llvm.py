@@ -75,7 +75,19 @@ class Type:
 VOID, PTR = Type("void"), Type("ptr")
 I1, I8, I16, I32, I64 = Type("i1"), Type("i8"), Type("i16"), Type("i32"), Type("i64")
 F32, F64 = Type("float"), Type("double")
-_BITS = {"i1": 1, "i8": 8, "i16": 16, "i32": 32, "i64": 64, "float": 32, "double": 64, "ptr": 64, "void": 0}
+BF16 = Type("bfloat")  # in memory only: loads make float of it
+_BITS = {
+    "i1": 1,
+    "i8": 8,
+    "i16": 16,
+    "i32": 32,
+    "i64": 64,
+    "bfloat": 16,
+    "float": 32,
+    "double": 64,
+    "ptr": 64,
+    "void": 0,
+}
 _OF_DTYPE = {
     "float32": F32,
     "float64": F64,
@@ -485,18 +497,20 @@ class Function:
             return pointer
         if pointer.to is None:
             raise TypeError("this pointer has no element type: use pointer.of(type)")
-        return self.emit(
-            f"getelementptr inbounds {pointer.to}, ptr {pointer.text}, i64 {_text(elements)}", PTR, pointer.to
-        )
+        size = pointer.to.integer if pointer.to == BF16 else pointer.to
+        return self.emit(f"getelementptr inbounds {size}, ptr {pointer.text}, i64 {_text(elements)}", PTR, pointer.to)
 
     def load(self, pointer: Value, lanes: int = 1, align: int = 0, count: int | None = None) -> Value:
         """Reads one element, or a vector of neighbouring ones.
 
         Arguments:
-            align: in bytes; that of one element by default.
+            align: in bytes, of the value that is made; that of one element by default.
             count: only that many lanes are read, the others are 0.
         """
         element = _element(pointer)
+        if element == BF16:  # the upper half of a float
+            upper = self.load(pointer.of(I16), lanes, align // 2, count)
+            return self.from_bits(self.cast("zext", upper, I32.vector(lanes)) << 16, F32)
         if count is not None and count < lanes:
             return self.load_masked(pointer, self._first(count, lanes), align)
         kind = element.vector(lanes) if lanes > 1 else element

@@ -15,6 +15,7 @@ from .steps import (
     Elementwise,
     Expression,
     Instruction,
+    Lookup,
     MatMul,
     Normalize,
     Pool,
@@ -35,8 +36,25 @@ def optimised(program: Program) -> Program:
     steps = without_dead(program.steps, program.outputs)
     steps = fused(steps, program.outputs)
     steps = pooled(steps, program.outputs)
+    if program.stored is not None:
+        steps = rounded(steps, program.stored)
     steps, outputs = settled(steps, program.outputs, program.dtype)
     return replace(program, steps=without_dead(steps, outputs), outputs=outputs)
+
+
+def rounded(steps: list[Step], dtype: np.dtype[Any]) -> list[Step]:
+    """With the large weights rounded to a dtype, the same for all schedules; offsets stay as they are."""
+    result = []
+    for step in steps:
+        match step:
+            case Dense() | Conv():
+                step = replace(step, weight=step.weight.astype(dtype).astype(np.float64))
+            case Lookup():
+                step = replace(step, table=step.table.astype(dtype).astype(np.float64))
+            case Repeat():
+                step = replace(step, body=rounded(step.body, dtype))
+        result.append(step)
+    return result
 
 
 def without_dead(steps: list[Step], outputs: list[Tensor]) -> list[Step]:

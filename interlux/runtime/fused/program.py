@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from ...ir import trees
@@ -22,15 +24,25 @@ _FLOATS = ("float32", "float64")
 _INTEGERS = ("int32", "int64", "uint8", "int8", "bool")  # of inputs that are row numbers, or cast
 
 
-def program_of(model: Model) -> Program:
+def program_of(model: Model, weights: str | None = None) -> Program:
     """The steps of a model in evaluation mode.
+
+    Arguments:
+        weights: bfloat16, or None for the dtype of the model: how large weights lie in memory.
 
     Raises UnsupportedError naming every layer that the engine has no code for.
     """
     signature = model.require_signature()
     batched = any(not isinstance((spec.shape or (None,))[0], int) for spec in signature.inputs if spec.shape != ())
     kinds = [kind_of(spec, batched) for spec in signature.inputs]
-    return record(model.layer, model.params, model.states, kinds, batched)
+    program = record(model.layer, model.params, model.states, kinds, batched)
+    if weights is None:
+        return program
+    if weights != "bfloat16":
+        raise UnsupportedError(f"the fused engine keeps no weights in {weights!r}; choose bfloat16 or None")
+    if program.dtype != np.float32:
+        raise UnsupportedError(f"weights in bfloat16 are for models in float32, not in {program.dtype}")
+    return replace(program, stored=np.dtype(ml_dtypes.bfloat16))
 
 
 def kind_of(spec: TensorSpec, batched: bool) -> Kind:

@@ -311,6 +311,7 @@ class Program:
         outputs: tensors with the shapes of the model's outputs.
         steps: in an order in which they can be executed.
         batched: whether the model has a batch; if not it is one sample.
+        stored: dtype of the large weights in memory, if it is not `dtype`.
     """
 
     dtype: np.dtype[Any]
@@ -318,3 +319,4 @@ class Program:
     outputs: list[Tensor]
     steps: list[Step]
     batched: bool
+    stored: np.dtype[Any] | None = None

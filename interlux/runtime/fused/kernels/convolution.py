@@ -65,7 +65,7 @@ def _samples_in_lanes(s: Schedule, step: Conv) -> None:
     looped, taps = _taps(step, 7)
     blocks = Blocks.of(per_group, block_size)
     size = blocks.size
-    weights = s.weights(_packed(step, blocks), (step, "samples", blocks))
+    weights = s.matrix(_packed(step, blocks), (step, "samples", blocks))
     bias = s.weights(step.bias, (step, "bias"))
     taps_size = channels * prod(step.weight.shape[2:])
     row = Blocks.of(spatial[-1], along)
@@ -170,7 +170,7 @@ def _row_in_lanes(s: Schedule, step: Conv) -> None:
     window = [(*row, start) for row in product(*(range(p) for p in pool[:-1])) for start in starts]
     blocks = Blocks.of(outs, max(1, s.accumulators // len(window)))
     looped, taps = _taps(step, 7)
-    weights = s.weights(_packed(step, blocks), (step, "samples", blocks))
+    weights = s.matrix(_packed(step, blocks), (step, "samples", blocks))
     bias = s.weights(step.bias, (step, "bias"))
     finish = Epilogue(s, step.epilogue, step.shape)
     with f.loop(0, blocks.count) as number, s.nest(spatial[:-1]) as where:
@@ -252,7 +252,7 @@ def _channels_in_lanes(s: Schedule, step: Conv) -> None:
     looped, taps = _taps(step, 3 if along * size > 8 else 7)
     padded = np.pad(step.weight, ((0, max(0, width - outs)), *((0, 0),) * (step.weight.ndim - 1)))
     parts = [np.moveaxis(padded[v : v + blocks.size], 0, -1).ravel() for v in blocks.starts()]
-    weights = s.weights(np.concatenate(parts), (step, "channels", blocks))
+    weights = s.matrix(np.concatenate(parts), (step, "channels", blocks))
     bias = s.weights(np.pad(step.bias, (0, max(0, width - outs))), (step, "bias"))
     positions = Blocks.of(spatial[-1], along)
     size_bytes = width * s.element.bytes

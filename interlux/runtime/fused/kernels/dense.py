@@ -33,7 +33,7 @@ def _samples_in_lanes(s: Schedule, step: Dense) -> None:
     features = x.shape[1]
     blocks = Blocks.of(outs, s.accumulators // s.blocks)
     size = blocks.size
-    weights = s.weights(packed(step.weight, blocks), (step, "samples", blocks))
+    weights = s.matrix(packed(step.weight, blocks), (step, "samples", blocks))
     bias = s.weights(step.bias, (step, "bias"))
     finish = Epilogue(s, step.epilogue, step.shape)
     with f.loop(0, rows) as row, f.loop(0, blocks.count) as block:
@@ -80,7 +80,7 @@ def _features_in_lanes(s: Schedule, step: Dense) -> None:
     # A single row sums several parts of the inputs at a time, so that sums don't wait for each other.
     parts = max(1, min(s.accumulators // size, 4, features)) if together.size == 1 else 1
     weight = np.pad(step.weight, ((0, max(0, width - outs)), (0, 0)))
-    weights = s.weights(packed(weight, blocks), (step, "features", blocks))
+    weights = s.matrix(packed(weight, blocks), (step, "features", blocks))
     bias = s.weights(np.pad(step.bias, (0, max(0, width - outs))), (step, "bias"))
     finish = Epilogue(s, step.epilogue, step.shape)
     with f.loop(0, together.count) as i, f.loop(0, blocks.count) as block:

@@ -89,7 +89,7 @@ def lookup(s: Schedule, step: Lookup) -> None:
     access = access_of(numbers)
     count, features = step.shape
     rows = len(step.table)
-    table = s.weights(step.table, (step, "table"))
+    table = s.matrix(step.table, (step, "table"))
 
     def row_of(position: Index, sample: Index) -> tuple[Value, Value]:
         """A row's address, and whether there is one."""

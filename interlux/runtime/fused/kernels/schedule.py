@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..llvm import I8, I32, PTR, VOID, Function, Index, Value, type_of
+from ..llvm import BF16, I8, I32, PTR, VOID, Function, Index, Value, type_of
 from ..target import Target
 from ..tensors import Access, Buffer, Constant, Shape, Source, Tensor
 
@@ -58,6 +58,7 @@ class Schedule:
         arena: where buffers lie, in elements of one sample.
         external: pointers of buffers that lie outside of the arena.
         samples: rows of samples that lie behind every pointer where there are none in the lanes.
+        stored: dtype of large weights in memory, if it is not that of the program: bfloat16.
         end: elements of one sample that buffers in the arena take; what steps use for themselves lies behind them.
     """
 
@@ -73,12 +74,13 @@ class Schedule:
         external: dict[Buffer, Value],
         samples: int = 1,
         end: int = 0,
+        stored: np.dtype[Any] | None = None,
     ):
         self.f, self.target, self.dtype = f, target, dtype
         self.element = type_of(dtype)
         self.lanes, self.blocks, self.tile = lanes, blocks, lanes * blocks
         self.width = target.lanes(dtype)
-        self.samples = samples
+        self.samples, self._stored = samples, stored
         self._passed: dict[Any, tuple[Callable[[], Value], Value]] | None = None  # to the function apart
         self._end = end * self.tile * samples
         self.spare = 0  # elements behind the buffers that steps use for themselves
@@ -114,6 +116,15 @@ class Schedule:
     def weights(self, array: np.ndarray, key: Any = None) -> Value:
         """A pointer to numbers among the parameters."""
         return self._parameter(self.parameters.add(array, self.dtype, key))
+
+    def matrix(self, array: np.ndarray, key: Any) -> Value:
+        """As `weights`, for what the large weights of a step are packed into."""
+        if self._stored is None:
+            return self.weights(array, key)
+        offset = self.parameters.add(array, self._stored, key)
+        return self._address(("stored", offset), lambda: self.f.offset(self.f["parameters"].of(BF16), offset // 2)).of(
+            BF16
+        )
 
     def table(self, array: np.ndarray) -> Value:
         """A pointer to int32 numbers among the parameters."""

@@ -158,7 +158,7 @@ def _plainly(s: Schedule, step: Conv, target: Access, finish: Epilogue) -> None:
     (x,) = step.operands
     access = access_of(x)
     outs, channels = step.weight.shape[:2]
-    weights = s.weights(np.moveaxis(step.weight, 0, -1), (step, "plain"))
+    weights = s.matrix(np.moveaxis(step.weight, 0, -1), (step, "plain"))
     bias = s.weights(step.bias, (step, "bias"))
     with s.nest(step.shape[:2]) as where, f.loop(0, outs, s.width) as out:
         total = f.variable(f.load(bias + out, s.width))
