@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from math import prod
+from typing import Any
 
 import numpy as np
 
