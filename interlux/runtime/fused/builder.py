@@ -16,7 +16,17 @@ from .folding import Sizes, fold
 from .steps import Elementwise, Instruction, Rearrange, Step
 from .tensors import BATCH, Buffer, Shape, Tensor, broadcast, common, constant, whole
 
-Value = np.ndarray | Tensor
+Value = np.ndarray | Sizes | Tensor
+
+# operators that give a value its batch
+_SPREADING = frozenset(("ConstantOfShape", "Expand", "Tile"))
+
+
+def is_recorded(op_type: str, inputs: Sequence[Value | None]) -> bool:
+    """Whether an operator becomes steps or tensors; otherwise its result is known now."""
+    if any(isinstance(i, Tensor) for i in inputs):
+        return True
+    return op_type in _SPREADING and isinstance(inputs[-1], Sizes)
 
 
 class Builder(Interpreter):
@@ -56,8 +66,7 @@ class Builder(Interpreter):
         if op_type != "GatherElements":
             inputs = [self.made(value) for value in inputs]
         result: Any = None
-        of_batch = op_type in ("ConstantOfShape", "Expand") and any(isinstance(i, Sizes) for i in inputs)
-        if not any(isinstance(i, Tensor) for i in inputs) and not of_batch:
+        if not is_recorded(op_type, inputs):
             result = fold(op_type, list(inputs), given)
         elif op_type in OPERATORS:
             result = OPERATORS[op_type](self, *inputs, **given)
@@ -107,9 +116,19 @@ class Builder(Interpreter):
             raise self.refuse("data computed from the size of the batch")
         return value if isinstance(value, Tensor) else constant(value)
 
+    def sizes_of(self, value: Value | None, what: str) -> np.ndarray:
+        """A known value, with BATCH in place of the size of the batch."""
+        if not isinstance(value, Sizes):
+            return self.numbers_of(value, what)
+        if np.any(value.of_batch & ~value.multiples()):
+            raise self.refuse(f"{what} that are no multiple of the size of the batch")
+        return value.numbers
+
     def numbers_of(self, value: Value | None, what: str) -> np.ndarray:
-        """A value that must be known. Raises UnsupportedError if it depends on the inputs."""
-        if isinstance(value, Tensor) and value.is_constant:
+        """A value that must be known. Raises UnsupportedError if it depends on the inputs or their batch."""
+        if isinstance(value, Sizes):
+            raise self.refuse(f"{what} computed from the size of the batch")
+        if isinstance(value, Tensor) and value.is_constant and value.axis is None:
             return value.values()
         if value is None or isinstance(value, Tensor):
             raise self.refuse(f"{what} that depends on the inputs")
@@ -170,7 +189,7 @@ class Builder(Interpreter):
 
     def joined(self, tensors: Sequence[Tensor], axis: int, shape: Shape, like: Tensor) -> Tensor:
         """Tensors one after the other along an axis, copied into a buffer of their own."""
-        output = Buffer(prod(shape), like.dtype)
+        output = Buffer(prod(shape), self.dtype)
         index = np.arange(prod(shape), dtype=np.int64).reshape(shape)
         ends = np.cumsum([t.shape[axis] for t in tensors])[:-1]
         for t, target in zip(tensors, np.split(index, ends, axis), strict=True):

@@ -56,12 +56,13 @@ class Cached:
 
 @functools.cache
 def engine_version() -> str:
-    """Changes whenever the generators do: the sizes and dates of their files."""
+    """Changes whenever the layers or the generators do: the sizes and dates of their files."""
     digest = hashlib.sha256()
-    folder = Path(__file__).parent
-    for file in sorted(folder.rglob("*.py")):
-        status = file.stat()
-        digest.update(f"{file.relative_to(folder)} {status.st_size} {status.st_mtime_ns};".encode())
+    own = Path(__file__).parent
+    for folder in (own, own.parent.parent / "ir"):
+        for file in sorted(folder.rglob("*.py")):
+            status = file.stat()
+            digest.update(f"{file.relative_to(folder)} {status.st_size} {status.st_mtime_ns};".encode())
     return digest.hexdigest()
 
 

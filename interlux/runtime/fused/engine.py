@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import replace
 
@@ -20,7 +21,7 @@ from .entry import Entry, Native
 from .generate import generate
 from .llvm import assemble
 from .passes import optimised
-from .program import program_of, record
+from .program import arrangement, check_first, program_of, record
 from .saved import Built, key_of_layer, loaded, saved
 from .split import split
 from .steps import Program
@@ -38,8 +39,12 @@ def built(program: Program, target: Target) -> Built:
         objects.put(key, binary)
     first = 1 if program.batched else 0
     inputs = tuple(Kind((b.size,), b.dtype) for b in program.inputs)
-    outputs = tuple(Kind(t.shape[first:], t.dtype) for t in program.outputs)
-    return Built(binary, inputs, outputs, code.parameters, code.arena, code.grain)
+    arranged = tuple(arrangement(t) for t in program.outputs)
+    outputs = tuple(
+        Kind(t.shape[first:] if own is None else (t.size,), t.dtype)
+        for t, own in zip(program.outputs, arranged, strict=True)
+    )
+    return Built(binary, inputs, outputs, code.parameters, code.arena, code.grain, arranged if any(arranged) else ())
 
 
 def target_named(name: str | Target | None) -> Target:
@@ -54,7 +59,9 @@ def target_named(name: str | Target | None) -> Target:
 def compile_layer(layer: Layer, params: Tree, states: Tree, inputs: tuple[Kind, ...]) -> Native:
     """The native function of a layer in evaluation mode, with its packed parameters: see `layer.Compiler`."""
     kinds = [Kind((1, *kind.shape), kind.dtype) for kind in inputs]
-    made = built(record(layer, params, states, kinds, True), targets.host())
+    program = record(layer, params, states, kinds, True)
+    check_first(program)
+    made = built(program, targets.host())
     return loaded(replace(made, inputs=tuple(inputs)))
 
 
@@ -90,7 +97,7 @@ class FusedRunner(Runner):
         self.native = _shaped(saved(key, lambda: built(program_of(model, weights), self.target)), model)
         self._batched = any(not isinstance((s.shape or (0,))[0], int) for s in self.signature.inputs)
         self.entry = Entry(self.native, self.signature if self._batched else None, threads)
-        if self._batched:
+        if self._batched and not self.native.arranged:
             self.entry.attach(self)
         self.notes: tuple[str, ...] = ()
         if weights is not None:
@@ -98,8 +105,18 @@ class FusedRunner(Runner):
 
     def run(self, arrays: list[np.ndarray]) -> tuple[np.ndarray, ...]:
         if not self._batched:
-            return tuple(y[0] for y in self.entry.call(*(np.ascontiguousarray(a)[None] for a in arrays)))
-        return tuple(self.entry.call(*arrays))
+            return tuple(y[0] for y in self.entry.call(*(np.asarray(a, order="C")[None] for a in arrays)))
+        outputs = self.entry.call(*arrays)
+        if not self.native.arranged:
+            return tuple(outputs)
+        pairs = zip(outputs, self.native.arranged, strict=True)
+        return tuple(y if shape is None else _batched(y, shape) for y, shape in pairs)
+
+
+def _batched(output: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """An output [batch, n] in the model's shape, which has -1 on the batch's axis."""
+    rows = output.size // math.prod(d for d in shape if d != -1) if output.size else 0
+    return output.reshape([rows if d == -1 else d for d in shape])
 
 
 def _stated(rounded: FusedRunner, exact: FusedRunner) -> str:
@@ -151,7 +168,7 @@ class SplitRunner(Runner):
             for part in self.parts
         ]
         graph = graph_of(model.layer)
-        whole = len(self.parts) == 1 or graph is None
+        whole = graph is None or self.parts[0].model is model  # then values have the names of the signature
         self._inputs = [s.name for s in self.signature.inputs] if whole or graph is None else graph.inputs
         self._outputs = [s.name for s in self.signature.outputs] if whole or graph is None else graph.outputs
         others = [part for part in self.parts if part.backend != "fused"]

@@ -55,6 +55,8 @@ class Native:
         nanoseconds: of work per sample in a large batch; measured on zeros if it is not known.
         key: a hash of what is computed, without the parameters; it names the function in executables of XLA.
         owner: kept as long as the function may be called: the machine code.
+        arranged: for each output None, or, where the model's is not [batch, …], its shape with -1 on the batch's axis;
+            then the function gives it as [batch, n]. () if none is such.
     """
 
     address: int
@@ -66,6 +68,7 @@ class Native:
     nanoseconds: float | None = None
     key: bytes = b""
     owner: Any = None
+    arranged: tuple[tuple[int, ...] | None, ...] = ()
 
 
 def aligned(array: np.ndarray, alignment: int = 64) -> np.ndarray:
@@ -77,6 +80,13 @@ def aligned(array: np.ndarray, alignment: int = 64) -> np.ndarray:
     start = -room.ctypes.data % alignment
     room[start : start + flat.size] = flat
     return room[start : start + flat.size]
+
+
+def checked_threads(threads: Any) -> int | None:
+    """How many threads are wanted. Raises InvalidModelError unless that is a positive integer or None."""
+    if threads is None or (isinstance(threads, int | np.integer) and not isinstance(threads, bool) and threads > 0):
+        return None if threads is None else int(threads)
+    raise InvalidModelError(f"threads must be a positive integer or None, not {threads!r}")
 
 
 class Entry:
@@ -92,8 +102,7 @@ class Entry:
     """
 
     def __init__(self, native_function: Native, signature: Signature | None = None, threads: int | None = None):
-        if threads is not None and (not isinstance(threads, int) or threads < 1):
-            raise InvalidModelError(f"threads must be a positive integer or None, not {threads!r}")
+        threads = checked_threads(threads)
         self.native = native_function
         self.signature = signature
         self._names = dict.fromkeys(spec.name for spec in signature.inputs).keys() if signature else ()

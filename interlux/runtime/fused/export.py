@@ -36,7 +36,7 @@ from .export_text import cmake, example, header
 from .generate import Code, generate
 from .llvm import I8, I32, I64, PTR, VOID, Function, Module, Value, assemble, binding, type_of
 from .passes import optimised
-from .program import program_of
+from .program import check_first, program_of
 from .steps import Program
 from .target import Target
 
@@ -80,6 +80,7 @@ def to_c(
         raise InvalidModelError(f"{name!r} cannot be a C identifier and the name of a file beside C's own")
     chosen = targets.named("scalar") if source else _target(target)
     program = optimised(program_of(model, weights))
+    check_first(program)
     code = generate(program, chosen)
     if code.parameters.size > LARGEST:
         raise ResourceLimitError(f"the weights take {code.parameters.size} bytes; an object holds at most {LARGEST}")

@@ -3,15 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ...ir.dtypes import from_onnx
+from ...ir.errors import UnsupportedError
+from .tensors import BATCH
 
 
-class Sizes(np.ndarray):
-    """Numbers computed from the size of the batch, with `tensors.BATCH` in its place: good as shapes, not as data."""
+@dataclass(frozen=True, eq=False)
+class Sizes:
+    """Numbers of which some are computed from the size of the batch: good as shapes, not as data.
+
+    Arguments:
+        numbers: any shape, with `tensors.BATCH` in place of the size of the batch.
+        of_batch: bool of the same shape: which are computed from it.
+    """
+
+    numbers: np.ndarray
+    of_batch: np.ndarray
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.numbers.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.numbers.shape
+
+    def multiples(self) -> np.ndarray:
+        """Which numbers are the size of the batch or a multiple of it: what may stand in a shape."""
+        return self.of_batch & (self.numbers % BATCH == 0) & (self.numbers >= BATCH)
 
 
 def _divide(a: Any, b: Any) -> Any:
@@ -152,19 +176,80 @@ def _cumsum(x: Any, axis: int, exclusive: int, reverse: int) -> Any:
     return np.flip(y, axis) if reverse else y
 
 
+# what sizes of the batch go through: operators that move elements of their first input (Concat: of all), that compute
+# each element from those in its place, that compare, and that combine several elements
+_MOVING = frozenset(
+    [
+        "Identity",
+        "Transpose",
+        "Reshape",
+        "Flatten",
+        "Concat",
+        "Unsqueeze",
+        "Squeeze",
+        "Gather",
+        "Slice",
+        "Split",
+        "Expand",
+    ]
+)
+_ELEMENTWISE = frozenset(["Add", "Sub", "Mul", "Div", "Mod", "Neg", "Cast"])
+_COMPARING = frozenset(["Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual"])
+_COMBINING = frozenset(["ReduceSum", "ReduceProd"])
+
+
 def fold(op_type: str, inputs: list[Any], attributes: dict[str, Any]) -> Any:
-    """The result on arrays (a tuple of several), None if the operator is not known here."""
+    """The result on arrays and sizes (a tuple of several), None if the operator is not known here.
+
+    Raises UnsupportedError where the result would depend on the batch in another way than a size does.
+    """
     function = FOLDED.get(op_type)
     if function is None:
         return None
-    from_batch = any(isinstance(i, Sizes) for i in inputs)
+    if any(isinstance(i, Sizes) for i in inputs):
+        return _folded_sizes(op_type, function, inputs, attributes)
     with np.errstate(all="ignore"):
         result = function(*(None if i is None else np.asarray(i) for i in inputs), **attributes)
-    if isinstance(result, tuple):
-        return tuple(_array(r, from_batch) for r in result)
-    return _array(result, from_batch)
+    return tuple(map(np.asarray, result)) if isinstance(result, tuple) else np.asarray(result)
 
 
-def _array(result: Any, from_batch: bool) -> np.ndarray:
-    array = np.asarray(result)
-    return array.view(Sizes) if from_batch and array.dtype.kind != "b" else array
+def _folded_sizes(op_type: str, function: Callable[..., Any], inputs: list[Any], attributes: dict[str, Any]) -> Any:
+    numbers: list[Any] = [i.numbers if isinstance(i, Sizes) else i if i is None else np.asarray(i) for i in inputs]
+    marks = [i.of_batch if isinstance(i, Sizes) else np.zeros(np.shape(i), bool) for i in inputs if i is not None]
+    if op_type in ("Shape", "Size"):
+        return np.asarray(function(*numbers, **attributes))
+    moved = len(inputs) if op_type == "Concat" else 1
+    if op_type in _MOVING and not any(isinstance(i, Sizes) for i in inputs[moved:]):
+        made, marked = (function(*a[:moved], *numbers[moved:], **attributes) for a in (numbers, marks))
+        pairs = zip(made, marked, strict=True) if isinstance(made, tuple) else [(made, marked)]
+        results = tuple(_sizes(*pair) for pair in pairs)
+        return results if isinstance(made, tuple) else results[0]
+    if op_type in _ELEMENTWISE:
+        with np.errstate(all="ignore"):
+            made = np.asarray(function(*numbers, **attributes))
+        return _sizes(made, np.logical_or.reduce(np.broadcast_arrays(*marks)))
+    if op_type in _COMPARING and _are_decided(inputs):
+        return np.asarray(function(*numbers))
+    if op_type == "Where" and not isinstance(inputs[0], Sizes):
+        condition, *values = numbers
+        return _sizes(np.where(condition, *values), np.where(condition, *marks[1:]))
+    if op_type in _COMBINING:
+        combine = _reduction(np.any)
+        return _sizes(function(*numbers, **attributes), combine(marks[0], *numbers[1:], **attributes))
+    raise UnsupportedError(f"the fused engine has no {op_type} of numbers computed from the size of the batch")
+
+
+def _sizes(numbers: Any, of_batch: Any) -> np.ndarray | Sizes:
+    numbers, of_batch = np.asarray(numbers), np.asarray(of_batch)
+    return Sizes(numbers, of_batch) if of_batch.any() else numbers
+
+
+def _are_decided(pair: list[Any]) -> bool:
+    """Whether a comparison is the same for every batch: sizes stand beside numbers that are not positive only."""
+    for one, other in (pair, pair[::-1]):
+        if isinstance(one, Sizes):
+            if isinstance(other, Sizes) or np.any(one.of_batch & ~one.multiples()):
+                return False
+            if np.any(one.of_batch & (np.asarray(other) > 0)):
+                return False
+    return True

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ...ir import dtypes
+from ...ir.errors import InvalidModelError
 from ...ir.windows import Window
 from .builder import Builder, NotMade, Value, logical_shape, reshape
 from .folding import Sizes, slices, unsqueezed
@@ -120,7 +121,7 @@ def Clip(b: Builder, x: Tensor, low: Value | None = None, high: Value | None = N
 @operator
 def Pow(b: Builder, x: Value, y: Value) -> Tensor:
     exponent = b.tensor(y)
-    if not exponent.is_constant or exponent.size != 1:
+    if not exponent.is_constant or exponent.size != 1 or exponent.axis is not None:
         return b.elementwise("Pow", [x, y], {}, b.tensor(x).dtype)
     return b.elementwise("Pow", [x], {"exponent": float(exponent.values().item())}, b.tensor(x).dtype)
 
@@ -195,20 +196,22 @@ def numbers(b: Builder, x: Tensor) -> Tensor:
 
 
 @operator
-def Shape(b: Builder, x: Tensor, *, start: int = 0, end: int | None = None) -> np.ndarray:
-    sizes = logical_shape(b, x)[start:end]
-    return sizes.view(Sizes) if np.any(sizes % BATCH == 0) else sizes
+def Shape(b: Builder, x: Tensor, *, start: int = 0, end: int | None = None) -> np.ndarray | Sizes:
+    axes = np.arange(len(x.shape))[start:end]
+    sizes = logical_shape(b, x)[axes]
+    return Sizes(sizes, axes == x.axis) if x.axis in axes else sizes
 
 
 @operator
-def Size(b: Builder, x: Tensor) -> np.ndarray:
-    return np.asarray(np.prod(logical_shape(b, x))).view(Sizes)
+def Size(b: Builder, x: Tensor) -> np.ndarray | Sizes:
+    size = np.asarray(np.prod(logical_shape(b, x)))
+    return size if x.axis is None else Sizes(size, np.asarray(True))
 
 
 @operator
 def Reshape(b: Builder, x: Tensor, shape: Value, *, allowzero: int = 0) -> Tensor:
     logical = x.logical()
-    target = [int(d) for d in b.numbers_of(shape, "Reshape to a shape")]
+    target = [int(d) for d in b.sizes_of(shape, "Reshape to sizes")]
     return reshape(b, x, [logical[i] if d == 0 and not allowzero else d for i, d in enumerate(target)])
 
 
@@ -242,7 +245,7 @@ def Transpose(b: Builder, x: Tensor, *, perm: Sequence[int] | None = None) -> Te
 @operator
 def Expand(b: Builder, x: Value, shape: Value) -> Tensor:
     tensor = b.tensor(x)
-    target = np.broadcast_shapes(tensor.logical(), tuple(int(d) for d in b.numbers_of(shape, "Expand to a shape")))
+    target = np.broadcast_shapes(tensor.logical(), tuple(int(d) for d in b.sizes_of(shape, "Expand to sizes")))
     lifted = len(target) - len(tensor.shape)
     axis = None if tensor.axis is None else tensor.axis + lifted
     if axis is None:  # a constant that is repeated for every sample
@@ -261,7 +264,13 @@ def ConstantOfShape(b: Builder, shape: Value, *, value: Any = None) -> Tensor:
 
 @operator
 def Tile(b: Builder, x: Tensor, repeats: Value) -> Tensor:
-    times = [int(r) for r in b.numbers_of(repeats, "Tile with repeats")]
+    x = b.tensor(x)
+    times = [int(r) for r in b.sizes_of(repeats, "Tile with repeats")]
+    for axis, count in enumerate(times):
+        if count == BATCH and x.axis is None and x.shape[axis] == 1:  # a constant that is repeated for every sample
+            x, times[axis] = x.moved(x.index, axis), 1
+    if any(count >= BATCH for count in times):
+        raise b.refuse("Tile by the size of the batch of more than one element")
     _not_batch(b, x, [i for i, r in enumerate(times) if r != 1], "Tile")
     return x.moved(np.tile(x.index, times), x.axis)
 
@@ -278,10 +287,15 @@ def _not_batch(b: Builder, x: Tensor, axes: Sequence[int], what: str) -> None:
 def Slice(
     b: Builder, x: Tensor, starts: Value, ends: Value, axes: Value | None = None, steps: Value | None = None
 ) -> Tensor:
-    known = [
-        None if v is None else np.atleast_1d(b.numbers_of(v, "Slice with bounds")) for v in (starts, ends, axes, steps)
+    known: list[Any] = [
+        None if v is None else np.atleast_1d(b.sizes_of(v, "Slice with bounds")) for v in (starts, ends, axes, steps)
     ]
     logical = x.logical()
+    over = range(len(np.atleast_1d(known[0]))) if axes is None else [int(a) % len(logical) for a in known[2]]
+    for bound in (starts, ends):
+        marks = np.atleast_1d(bound.of_batch) if isinstance(bound, Sizes) else ()
+        if any(axis != x.axis for axis, marked in zip(over, marks, strict=False) if marked):
+            raise b.refuse("Slice of another axis by the size of the batch")
     parts = list(slices(logical, *known))
     if x.axis is not None:
         if parts[x.axis].indices(logical[x.axis]) != (0, logical[x.axis], 1):
@@ -309,10 +323,10 @@ def Concat(b: Builder, *inputs: Value, axis: int) -> Tensor:
     tensors = [b.tensor(i) for i in inputs if not (isinstance(i, np.ndarray) and i.size == 0)]
     rank = len(tensors[0].shape)
     axis %= rank
-    lead = next(t for t in tensors if t.axis is not None)
+    lead = next((t for t in tensors if t.axis is not None), tensors[0])
     _not_batch(b, lead, [axis], "Concat")
     for i, t in enumerate(tensors):
-        if t.axis is None:  # a constant beside every sample
+        if t.axis is None and lead.axis is not None:  # a constant beside every sample
             shape = tuple(lead.shape[k] if k == lead.axis else d for k, d in enumerate(t.shape))
             tensors[i] = broadcast(t, shape).moved(np.broadcast_to(t.index, shape), lead.axis, lead.outer)
         elif (t.axis, t.outer) != (lead.axis, lead.outer):
@@ -346,6 +360,8 @@ def lookup(b: Builder, table: np.ndarray, indices: Tensor, axis: int) -> Tensor:
     axis %= table.ndim
     if axis != 0:
         raise b.refuse("Gather with computed indices on an axis other than 0")
+    if table.dtype != b.dtype:
+        raise b.refuse(f"Gather from a table of {table.dtype.name} (the model's dtype is {b.dtype.name})")
     rows = table.reshape(table.shape[0], -1).astype(np.float64)
     made = b.result(
         Lookup,
@@ -420,6 +436,8 @@ def dense(b: Builder, x: Tensor, weight: np.ndarray, bias: np.ndarray | None) ->
     if x.axis == len(x.shape) - 1:
         raise b.refuse("product along the batch's axis")
     rows, features = prod(x.shape[:-1]), x.shape[-1]
+    if weight.shape[1] != features:
+        raise InvalidModelError(f"{weight.shape[1]} features are multiplied, the input has {features}{b.where()}")
     offsets = np.zeros(len(weight)) if bias is None else np.broadcast_to(bias, (len(weight),)).astype(np.float64)
     weight = weight.astype(np.float64)
     operand = x.reshaped((rows, features))
@@ -452,7 +470,7 @@ def Gemm(
     product = dense(b, left, weight if transB else weight.T, None)
     if c is None:
         return product
-    if isinstance(c, Tensor) and not c.is_constant:
+    if isinstance(c, Tensor):
         return b.elementwise("Add", [product, c if beta == 1 else b.elementwise("Mul", [c, np.asarray(beta)], {})], {})
     return b.elementwise("Add", [product, b.numbers_of(c, "Gemm").astype(np.float64) * beta], {})
 
@@ -461,9 +479,9 @@ def Gemm(
 def MatMul_(b: Builder, x: Value, y: Value) -> Tensor:
     left, right = b.tensor(x), b.tensor(y)
     b.check_float(left, right)
-    if right.is_constant and len(right.shape) == 2:
+    if right.is_constant and right.axis is None and len(right.shape) == 2:
         return dense(b, left, right.values().T, None)
-    if right.is_constant and len(right.shape) == 1:
+    if right.is_constant and right.axis is None and len(right.shape) == 1:
         product = dense(b, left, right.values()[None, :], None)
         return reshape(b, product, product.logical()[:-1])
     if len(left.shape) < 2 or len(right.shape) < 2:
@@ -729,6 +747,8 @@ def _convolved(
         (size - (k - 1) * d - 1) // s + 1
         for size, k, d, s in zip(x.shape[1:], weight.shape[2:], dilations, strides, strict=True)
     )
+    if min(spatial) < 1:
+        raise InvalidModelError(f"the kernel {weight.shape[2:]} is larger than the image {x.shape[1:]}{b.where()}")
     # Vectors of channels are worth it if they are not nearly empty; otherwise neighbours along the last axis.
     last = groups == 1 and len(weight) >= 8
     shape = (*spatial, len(weight)) if last else (len(weight), *spatial)
@@ -753,6 +773,10 @@ def Conv_(
     weight = b.numbers_of(w, "Conv with weights").astype(np.float64)
     offsets = np.zeros(len(weight)) if bias is None else b.numbers_of(bias, "Conv with a bias").astype(np.float64)
     image = _image(b, x, "Conv")
+    if len(image.shape) != weight.ndim - 1 or image.shape[0] != weight.shape[1] * group or len(weight) % group:
+        raise InvalidModelError(
+            f"weights {weight.shape} in {group} groups do not fit an input with the sizes {image.shape}{b.where()}"
+        )
     window = Window.of(image.shape[1:], weight.shape[2:], strides, pads, dilations, auto_pad)
     grown = padded(b, image, [(0, 0), *window.pads], 0.0)
     return _convolved(b, grown, x, weight, offsets, tuple(window.strides), tuple(window.dilations), group)

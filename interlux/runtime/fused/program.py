@@ -17,8 +17,9 @@ from ...ir.layer import Layer
 from ...ir.model import Model, TensorSpec
 from ...ir.trees import Tree
 from .builder import Builder, NotMade, is_missing
+from .operators import numbers
 from .steps import Program
-from .tensors import Buffer, Tensor, whole
+from .tensors import Buffer, Shape, Tensor, whole
 
 _FLOATS = ("float32", "float64")
 _INTEGERS = ("int32", "int64", "uint8", "int8", "bool")  # of inputs that are row numbers, or cast
@@ -74,11 +75,12 @@ def record(layer: Layer, params: Tree, states: Tree, kinds: Sequence[Kind], batc
             raise UnsupportedError(f"the fused engine has no inputs of {kind.dtype} beside {dtype}; use one of float32 "
                                    f"and float64, and {', '.join(_INTEGERS)}")  # fmt: skip
         inputs.append(Buffer(int(np.prod(kind.shape, dtype=np.int64)), kind.dtype, number))
+    builder = Builder(dtype)
     values = [
         whole(buffer, kind.shape, kind.dtype, 0 if batched else None)
         for buffer, kind in zip(inputs, kinds, strict=True)
     ]
-    builder = Builder(dtype)
+    values = [numbers(builder, x) if x.dtype == bool else x for x in values]  # booleans are 0.0 and 1.0 inside
     outputs = _execute(builder, layer, params, states, values)
     return Program(
         dtype, inputs, [_output(builder, o, batched, i) for i, o in enumerate(outputs)], builder.steps, batched
@@ -135,3 +137,19 @@ def _output(builder: Builder, value: Any, batched: bool, number: int) -> Tensor:
     if batched and tensor.batch_rank()[0] != 1:
         raise UnsupportedError(f"the batch must be the first axis of output {number}, not axis {tensor.axis}")
     return tensor
+
+
+def arrangement(output: Tensor) -> Shape | None:
+    """The shape of an output with -1 on the batch's axis, if it is another one than [batch, …]: [1, batch, …], or
+    several rows for each sample. None if it is that."""
+    if output.axis is None or (output.axis == 0 and output.shape[0] == 1):
+        return None
+    return tuple(-1 if i == output.axis else d for i, d in enumerate(output.shape))
+
+
+def check_first(program: Program) -> None:
+    """Raises UnsupportedError for an output that is not [batch, …], for callers that need it so."""
+    for i, output in enumerate(program.outputs):
+        if (shape := arrangement(output)) is not None:
+            sizes = ", ".join("batch" if d == -1 else str(d) for d in shape)
+            raise UnsupportedError(f"output {i} must have the batch first, and once: it is ({sizes})")

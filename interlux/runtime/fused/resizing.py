@@ -61,7 +61,7 @@ def Resize(
     over = list(range(len(x.shape))) if axes is None else [int(a) % len(x.shape) for a in axes]
     factors = np.zeros(0) if scales is None else b.numbers_of(scales, "Resize with scales")
     by_size = factors.size == 0
-    given = b.numbers_of(sizes, "Resize with sizes") if by_size else factors
+    given = b.sizes_of(sizes, "Resize with sizes") if by_size else factors
     for axis, number in zip(over, given, strict=True):
         size = x.shape[axis]
         if axis == x.axis:

@@ -39,7 +39,7 @@ class Built:
 
     Arguments:
         object: an object file with the function `run`.
-        inputs, outputs, parameters, arena, grain: see `entry.Native`.
+        inputs, outputs, parameters, arena, grain, arranged: see `entry.Native`.
     """
 
     object: bytes
@@ -48,6 +48,7 @@ class Built:
     parameters: np.ndarray
     arena: int
     grain: int
+    arranged: tuple[tuple[int, ...] | None, ...] = ()
 
 
 def loaded(built: Built, nanoseconds: float | None = None) -> Native:
@@ -58,7 +59,7 @@ def loaded(built: Built, nanoseconds: float | None = None) -> Native:
         library = _libraries[key] = load(built.object)
     return Native(
         library.address("run"), built.inputs, built.outputs, built.parameters, built.arena, built.grain, nanoseconds,
-        key=key, owner=library,
+        key=key, owner=library, arranged=built.arranged,
     )  # fmt: skip
 
 
@@ -88,6 +89,7 @@ def saved(key: bytes | None, make: Callable[[], Built], objects: ObjectCache | N
         "outputs": [(list(kind.shape), kind.dtype.name) for kind in built.outputs],
         "arena": built.arena,
         "grain": built.grain,
+        "arranged": [None if shape is None else list(shape) for shape in built.arranged],
         "nanoseconds": native.nanoseconds,
     }
     objects.put(key, code + padding + built.parameters.tobytes(), facts)
@@ -100,7 +102,8 @@ def _unpacked(raw: np.ndarray, facts: Mapping[str, Any]) -> Built:
     )
     code = facts["code"]
     parameters = raw[code + -code % 64 :]
-    return Built(raw[:code].tobytes(), inputs, outputs, parameters, facts["arena"], facts["grain"])
+    arranged = tuple(None if shape is None else tuple(shape) for shape in facts["arranged"])
+    return Built(raw[:code].tobytes(), inputs, outputs, parameters, facts["arena"], facts["grain"], arranged)
 
 
 def key_of_layer(
@@ -153,6 +156,8 @@ def _describe(value: Any, write: Callable[[bytes], None]) -> None:
             _describe(("dtype", value.str), write)
         case _ if dataclasses.is_dataclass(value) and not isinstance(value, type):
             kind = type(value)
+            if not kind.__module__.startswith("interlux."):  # its name does not say what code it is
+                raise TypeError(f"{kind.__qualname__} cannot be compared")
             _describe(f"{kind.__module__}.{kind.__qualname__}", write)
             ignored = _IGNORED.get(kind, ())
             for field in dataclasses.fields(value):

@@ -19,7 +19,7 @@ from ...ir.graph import Graph, Node, ValueInfo, execute, graph_of
 from ...ir.interpreter import Interpreter
 from ...ir.model import Model, Signature, TensorSpec
 from .builder import Builder, Value, is_missing, missing
-from .program import dtype_of, kind_of, program_of
+from .program import arrangement, dtype_of, kind_of, program_of
 from .tensors import Buffer, Tensor, whole
 
 NATIVE, OTHER = "fused", "onnxruntime"
@@ -142,7 +142,7 @@ class _Splitting:
         value = self._values[name]
         if not isinstance(value, Tensor) or value.dtype != self._scout.dtype:
             return False
-        return value.axis is not None and value.batch_rank()[0] == 1
+        return value.axis is not None and value.batch_rank()[0] == 1 and arrangement(value) is None
 
     def parts(self) -> list[Part] | None:
         """The parts; None if they cannot be told apart because too little is known of the values between them."""

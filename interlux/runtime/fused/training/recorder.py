@@ -18,9 +18,9 @@ from ....ir.layers import BatchNorm, Dropout
 from ....ir.model import Model
 from ....ir.trees import Path, Tree
 from ....ir.windows import Window
-from ..builder import Builder, NotMade, Value, is_missing
+from ..builder import Builder, NotMade, Value, is_missing, is_recorded
 from ..derivatives import DERIVATIVES
-from ..folding import Sizes, fold
+from ..folding import fold
 from ..operators import OPERATORS, padded
 from ..program import dtype_of, kind_of
 from ..steps import Elementwise, Rearrange
@@ -166,9 +166,8 @@ class Recorder(Builder):
         for value in inputs:
             if isinstance(value, NotMade) and op_type != "GatherElements":
                 raise self.refuse(f"use of {value.what}")
-        of_batch = op_type in ("ConstantOfShape", "Expand") and any(isinstance(i, Sizes) for i in inputs)
         result: Any = None
-        if not any(isinstance(i, Tensor) for i in inputs) and not of_batch:
+        if not is_recorded(op_type, inputs):
             result = fold(op_type, list(inputs), given)
         elif op_type in _TRAINING:
             result = _TRAINING[op_type](self, *inputs, **given)
