@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -60,7 +61,7 @@ def test_it_is_a_layer(compiler: Compiler) -> None:
 
 def test_unsupported_layers_are_named_at_once(compiler: Compiler) -> None:
     with pytest.raises(UnsupportedError, match="Embedding"):
-        to_fused(ix.layers.Embedding(3, 4), ())
+        to_fused(ix.layers.Embedding(3, 4), (), dtype="int64")
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -391,7 +392,156 @@ def test_engine_on_row_numbers() -> None:
     close_trees(jax.grad(loss(fused))(params), jax.grad(loss(layer))(params))
 
 
-@pytest.mark.parametrize("shape", [(4, 0), (-1,), ("a",), (2.0,)])
+@pytest.mark.parametrize("shape", [(4, 0), (-1,), ("a",), (2.0,), 4, "4", (True,), ((4,), 4), None])
 def test_wrong_shapes(shape: Any) -> None:
     with pytest.raises(InvalidModelError, match="input_shape must be positive sizes"):
         ix.to_fused(_MLP, shape)
+
+
+L = ix.layers
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (L.Dense(4, 3), (5,)),
+        (L.Dense(4, 3), (3,)),
+        (L.Dense(4, 3), (3_000_000,)),
+        (L.Chain(L.Dense(4, 16), L.Dense(15, 3)), (4,)),
+        (L.Conv(3, 4, (2, 2)), (2, 5, 5)),
+        (L.Conv(3, 4, (2, 2)), (6, 5, 5)),
+        (L.Conv(4, 4, (2, 2), groups=2), (6, 5, 5)),
+        (L.Conv(3, 4, (2, 2)), (3, 5)),
+        (L.LayerNorm((4,)), (5,)),
+        (L.GroupNorm(2, 4), (6, 3)),
+        (L.BatchNorm(4), (5,)),
+        (L.GRU(4, 5), (6, 3)),
+        (L.Dense(4, 3), ((4,), (4,))),
+    ],
+)
+def test_inputs_that_the_layer_does_not_take(layer: Any, shape: Any) -> None:
+    with pytest.raises(
+        InvalidModelError, match=r"^the layer does not take float32\[batch, .*: JAX cannot run .*[^\n]*$"
+    ):
+        ix.to_fused(layer, shape)
+
+
+def test_an_output_without_elements() -> None:
+    with pytest.raises(InvalidModelError, match=r"without elements for float32\[batch, 3, 5, 5\]"):
+        ix.to_fused(L.Conv(3, 4, (7, 7)), (3, 5, 5))
+
+
+_MODEL = ix.Model.from_layer(_MLP, *ix.setup(_MLP, 0), {"x": ("float32", ("batch", 4))})
+
+
+@pytest.mark.parametrize(
+    ("layer", "options", "message"),
+    [
+        (_MODEL, {}, r"model\.layer, with params=model\.params"),
+        (len, {}, "takes a layer, not builtin_function"),
+        (_MLP, {"dtype": "foo"}, "unknown dtype 'foo'"),
+        (_MLP, {"dtype": 3}, "unknown dtype 3"),
+        (_MLP, {"dtype": ("float32", "float32")}, "2 dtypes for 1 inputs"),
+        (_MLP, {"threads": "2"}, "threads must be a positive integer"),
+        (_MLP, {"params": {}, "states": {}}, "there is no array 'weight'"),
+        (L.Chain(L.Embedding(7, 4), L.Dense(4, 2)), {}, 'row numbers need dtype="int64"'),
+    ],
+)
+def test_wrong_arguments(layer: Any, options: Any, message: str) -> None:
+    with pytest.raises(InvalidModelError, match=message):
+        ix.to_fused(layer, (4,), **options)
+
+
+def test_lists_are_no_inputs() -> None:
+    with pytest.raises(InvalidModelError, match="input 0 of the fused layer must be an array, not list"):
+        ix.to_fused(_MLP, (4,)).apply(*ix.setup(_MLP, 0), [[1.0] * 4])
+
+
+def test_the_other_byte_order() -> None:
+    params, states = ix.setup(_MLP, 0)
+    x = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
+    swapped = jax.tree.map(lambda a: a.astype(">f4"), params)
+    for dtype in (None, ">f4"):
+        fused = ix.to_fused(_MLP, (4,), swapped, states, dtype=dtype)
+        close(fused.apply(swapped, states, x.astype(">f4"))[0], _MLP.apply(params, states, x)[0])
+
+
+def _number(op: Any, value: float) -> Any:
+    return op.const(np.float32(value))
+
+
+# name -> what is computed from x, w [4, 4] and b [4]
+_COMPUTED: dict[str, Any] = {
+    "clip": lambda op, x, w, b: op.MatMul(x, op.Clip(w, _number(op, -10))),
+    "clip of moved": lambda op, x, w, b: op.MatMul(x, op.Clip(op.Transpose(w, perm=(1, 0)), _number(op, -10))),
+    "moves of clipped": lambda op, x, w, b: op.MatMul(x, op.Gather(op.Max(w, _number(op, -9)), op.ints(3, 2, 1, 0))),
+    "where": lambda op, x, w, b: op.MatMul(x, op.Where(op.Less(w, _number(op, -10)), _number(op, 5), w)),
+    "bias": lambda op, x, w, b: op.Add(op.MatMul(x, w), op.Max(b, _number(op, -10))),
+    "greatest": lambda op, x, w, b: op.Add(op.MatMul(x, w), op.Max(b, op.Gather(w, op.const(np.array(0))))),
+    "method": lambda op, x, w, b: op.MatMul(x, w.clip(-10)),
+    "operator": lambda op, x, w, b: op.MatMul(x, w + abs(w) / 2),
+}
+_MOVED: dict[str, Any] = {
+    "plain": lambda op, x, w, b: op.Add(op.MatMul(x, w), b),
+    "moved": lambda op, x, w, b: op.MatMul(x, op.Gather(op.Transpose(w, perm=(1, 0)), op.ints(3, 2, 1, 0))),
+    "parts": lambda op, x, w, b: op.MatMul(x, op.Concat(*op.Split(w, op.ints(1, 3), outputs=2)[::-1], axis=0)),
+    "limits": lambda op, x, w, b: op.Min(op.Max(op.MatMul(x, w), b), _number(op, 30)),
+    "tied": lambda op, x, w, b: op.MatMul(op.MatMul(x, w), op.Transpose(w, perm=(1, 0))),
+    "spread": lambda op, x, w, b: op.Max(x, op.Expand(b, op.Shape(op.MatMul(x, w)))),
+}
+
+
+@dataclass(frozen=True)
+class Weighted(ix.Layer):
+    """One of these."""
+
+    form: str
+
+    def init_params(self, rng: np.random.Generator) -> Any:
+        return {
+            "w": np.linspace(-40, 40, 16, dtype=np.float32).reshape(4, 4),
+            "b": np.linspace(-20, 10, 4, dtype=np.float32),
+        }
+
+    def forward(self, op: Any, params: Any, states: Any, *inputs: Any, train: bool) -> Any:
+        compute = {**_COMPUTED, **_MOVED}[self.form]
+        return compute(op, inputs[0], params["w"], params["b"]), states
+
+
+@pytest.mark.parametrize("form", [*_COMPUTED, *_MOVED])
+def test_weights_that_are_computed_are_not_gathered(form: str) -> None:
+    layer = Weighted(form)
+    fused = ix.to_fused(layer, (4,))
+    params, states = ix.setup(layer, 0)
+    x = np.eye(4, dtype=np.float32)
+    for _ in range(3):
+        params = jax.tree.map(lambda a: a[::-1] * np.float32(1.5), params)
+        close(fused.apply(params, states, x)[0], layer.apply(params, states, x)[0])
+    jitted = jax.jit(lambda p, x: fused.apply(p, states, x)[0])
+    close(np.asarray(jitted(params, x)), layer.apply(params, states, x)[0])
+    assert ("ffi_call" in str(jax.make_jaxpr(jitted)(params, x))) == (form in _MOVED)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (_MLP, (4,)),
+        (L.Conv(3, 9, (2, 2)), (3, 5, 5)),
+        (L.Chain(L.Dense(4, 5), L.LayerNorm((5,))), (4,)),
+        (L.Chain(L.Conv(3, 4, (2, 2)), L.GroupNorm(2, 4)), (3, 5, 5)),
+        (L.RepeatedLayer(L.Dense(4, 4), 3), (4,)),
+        (L.SkipConnection(L.Dense(4, 4)), (4,)),
+    ],
+)
+def test_packing_of_usual_layers_is_a_gather(layer: Any, shape: Any) -> None:
+    fused = ix.to_fused(layer, shape)
+    params, states = ix.setup(layer, 0)
+    x = np.zeros((2, *shape), np.float32)
+    assert "ffi_call" in str(jax.make_jaxpr(lambda p, x: fused.apply(p, states, x)[0])(params, x))
+
+
+def test_unsupported_layers_are_named_in_a_program_too() -> None:
+    layer = L.Chain(L.Dense(4, 4), L.Operator.of("NonZero"))
+    params, states = ix.setup(layer, 0)
+    with pytest.raises(UnsupportedError, match="NonZero"):
+        jax.jit(lambda p, x: Fused(layer, ((4,),)).apply(p, states, x)[0])(params, np.zeros((2, 4), np.float32))

@@ -6,9 +6,9 @@
 
 Parameters come with every call, as everywhere in interlux, and the native function wants them packed. What is packed is
 kept and used again only if every byte of the arrays is as it was, so that no change is missed, made in place or not.
-Most packings only move numbers: that is found out with arrays of numbered elements, and then packing is one gather,
-which also works on parameters that JAX traces. Where it is more (a BatchNorm folded into a convolution) and the
-parameters are traced, JAX computes the layer itself.
+Most packings only move numbers (`moving` says so): where to is found out with arrays of numbered elements, and then
+packing is one gather, which also works on parameters that JAX traces. Where it is more (a BatchNorm folded into a
+convolution) and the parameters are traced, JAX computes the layer itself.
 
 Derivatives are those of the layer as JAX computes it, forward and reverse, of any order. In training mode JAX computes
 the layer too.
@@ -16,6 +16,7 @@ the layer too.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import sys
@@ -26,13 +27,16 @@ from typing import Any, Protocol
 import numpy as np
 
 from ...ir import trees
+from ...ir.dtypes import dtype_named
 from ...ir.errors import InvalidModelError, UnsupportedError
 from ...ir.foreign import Kind
 from ...ir.graph import Graph
 from ...ir.interpreter import Interpreter
 from ...ir.layer import Layer, setup
+from ...ir.model import Model
 from ...ir.trees import Path, Tree
-from .entry import Entry, Native, aligned
+from ..runner import run_in
+from .entry import Entry, Native, aligned, checked_threads
 
 Shape = tuple[int, ...]
 Value = Any
@@ -95,8 +99,8 @@ class Fused(Layer):
     def _computed(self, stored: Stored, inputs: Sequence[Any]) -> Any:
         """The output for arrays of numpy or JAX."""
         self._check(inputs)
-        arrays = [np.asarray(x) for x in inputs]
-        packed = _functions(self).packed({name: np.asarray(array) for name, array in stored.items()}, arrays)
+        arrays = [_numpy(x) for x in inputs]
+        packed = _functions(self).packed({name: _numpy(array) for name, array in stored.items()}, arrays)
         outputs = packed.entry.run(arrays, parameters=packed.parameters)
         if not all(isinstance(array, np.ndarray | np.generic) for array in (*stored.values(), *inputs)):
             import jax.numpy as jnp
@@ -139,6 +143,8 @@ class Fused(Layer):
         if len(inputs) != len(self.input_shapes):
             raise InvalidModelError(f"{len(inputs)} inputs given, the fused layer takes {len(self.input_shapes)}")
         for i, (x, shape) in enumerate(zip(inputs, self.input_shapes, strict=True)):
+            if not hasattr(x, "shape"):
+                raise InvalidModelError(f"input {i} of the fused layer must be an array, not {type(x).__name__}")
             if tuple(x.shape[1:]) != shape or not x.ndim or x.shape[0] != inputs[0].shape[0]:
                 sizes = ", ".join(("batch", *map(str, shape)))
                 raise InvalidModelError(f"input {i} of the fused layer must have shape ({sizes}), not {tuple(x.shape)}")
@@ -160,25 +166,32 @@ def to_fused(
         params, states: arrays that it will be used with, so that it is compiled now; without them it is compiled for
             fresh ones, or, where a layer has none of its own (one that was imported), when it is first applied.
         threads: at most so many compute one batch; None is all cores that this process may use.
-        dtype: of the inputs, one or a sequence, that it is compiled for now; None is that of the parameters.
+        dtype: of the inputs, one or a sequence, that it is compiled for now; None is that of the parameters. Row
+            numbers need "int32" or "int64".
 
     Returns: a layer whose `apply` runs natively with numpy and inside jax.jit, jax.vmap and jax.grad. Inputs have the
     batch first, of any size.
 
-    Raises UnsupportedError naming the layers that the engine does not take.
+    Raises UnsupportedError naming the layers that the engine does not take; InvalidModelError if the layer does not
+    take such inputs or parameters.
     """
-    fused = Fused(layer, _shapes(input_shape), threads)
+    if isinstance(layer, Model):
+        raise InvalidModelError("to_fused takes a layer: model.layer, with params=model.params, states=model.states")
+    if not isinstance(layer, Layer):
+        raise InvalidModelError(f"to_fused takes a layer, not {type(layer).__name__}; ix.from_torch imports modules")
+    fused = Fused(layer, _shapes(input_shape), checked_threads(threads))
     if params is None and states is None:
         if _is_imported(layer):
             return fused
         params, states = setup(layer, 0)
     stored = _arrays_of(params or {}, states or {})
-    kept = {name: np.asarray(array) for name, array in stored.items()}
+    kept = {name: _numpy(array) for name, array in stored.items()}
     own = next((a.dtype for a in kept.values() if trees.is_float(a.dtype)), np.dtype(np.float32))
-    dtypes = list(dtype) if isinstance(dtype, tuple | list) else [dtype or own] * len(fused.input_shapes)
-    if len(dtypes) != len(fused.input_shapes):
-        raise InvalidModelError(f"{len(dtypes)} dtypes for {len(fused.input_shapes)} inputs")
-    _functions(fused).packed(kept, [np.zeros((1, *s), d) for s, d in zip(fused.input_shapes, dtypes, strict=True)])
+    given = list(dtype) if isinstance(dtype, tuple | list) else [dtype] * len(fused.input_shapes)
+    if len(given) != len(fused.input_shapes):
+        raise InvalidModelError(f"{len(given)} dtypes for {len(fused.input_shapes)} inputs")
+    dtypes = [own if name is None else dtype_named(name) for name in given]
+    _functions(fused).packed(kept, [np.empty(0, d.newbyteorder("=")) for d in dtypes])
     return fused
 
 
@@ -191,11 +204,22 @@ def _is_imported(layer: Layer) -> bool:
 
 def _shapes(given: Sequence[Any]) -> tuple[Shape, ...]:
     """The shapes of all inputs, from that of one or from a sequence of them."""
-    shapes = tuple(given) if given and isinstance(given[0], Sequence) else (given,)
-    sizes = tuple(tuple(shape) for shape in shapes)
-    if not all(isinstance(size, int | np.integer) and size > 0 for shape in sizes for size in shape):
-        raise InvalidModelError(f"input_shape must be positive sizes without the batch, not {given!r}")
-    return tuple(tuple(map(int, shape)) for shape in sizes)
+    listed = (tuple, list, np.ndarray)
+    shapes = tuple(given) if isinstance(given, listed) and len(given) and isinstance(given[0], listed) else (given,)
+    for shape in shapes:
+        if not (isinstance(shape, listed) and all(_is_size(size) for size in shape)):
+            raise InvalidModelError(f"input_shape must be positive sizes without the batch, not {given!r}")
+    return tuple(tuple(map(int, shape)) for shape in shapes)
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value > 0)
+
+
+def _numpy(array: Any) -> np.ndarray:
+    """An array of numpy or JAX as one of numpy in this machine's byte order."""
+    found = np.asarray(array)
+    return found if found.dtype.isnative else found.astype(found.dtype.newbyteorder("="))
 
 
 def _arrays_of(params: Mapping[str, Any], states: Mapping[str, Any]) -> dict[Name, Any]:
@@ -296,6 +320,7 @@ class _Functions:
         self._last: dict[Any, _Packed] = {}
         self._gathers: dict[Any, _Gather | None] = {}
         self._entries: dict[bytes, Entry] = {}
+        self._checked: set[Any] = set()
 
     def packed(self, stored: Stored, inputs: Sequence[Value]) -> _Packed:
         """The function and its parameters for arrays of numpy; of the inputs only the dtypes matter."""
@@ -328,7 +353,7 @@ class _Functions:
         if jax.default_backend() != "cpu":
             return reference(stored, inputs)
         names = [name for name, array in stored.items() if isinstance(array, jax.core.Tracer)]
-        known = {name: np.asarray(array) for name, array in stored.items() if name not in names}
+        known = {name: _numpy(array) for name, array in stored.items() if name not in names}
         if names:
             moving = all(_is_numbered(stored[name]) for name in names)
             zeros = {name: np.zeros(array.shape, array.dtype) for name, array in stored.items() if name in names}
@@ -357,17 +382,26 @@ class _Functions:
 
     def _compiled(self, stored: Stored, inputs: Sequence[Value]) -> tuple[Entry, np.ndarray]:
         """A function and its parameters from the engine."""
-        kinds = tuple(Kind(shape, np.dtype(x.dtype)) for shape, x in zip(self._layer.input_shapes, inputs, strict=True))
-        params, states = (
-            trees.from_leaves((path, array) for (tree, path), array in stored.items() if tree == wanted)
-            for wanted in ("params", "states")
-        )
-        with np.errstate(all="ignore"):  # what is folded may be anything: numbered elements, NaN
+        kinds, params, states = self._arguments(stored, inputs)
+        key = _key(stored, inputs)
+        if key not in self._checked:
+            _check_by_reference(self._layer.layer, params, states, kinds)
+            self._checked.add(key)
+        with run_in("the fused engine"), np.errstate(all="ignore"):  # what is folded may be anything: numbers, NaN
             function = self._compiler(self._layer.layer, params, states, kinds)
         entry = self._entries.get(function.key)
         if entry is None or not function.key:
             entry = self._entries[function.key] = Entry(function, threads=self._layer.threads)
         return entry, aligned(function.parameters)
+
+    def _arguments(self, stored: Stored, inputs: Sequence[Value]) -> tuple[tuple[Kind, ...], Tree, Tree]:
+        """What compilers take: kinds of the inputs, params, states."""
+        kinds = tuple(Kind(shape, np.dtype(x.dtype)) for shape, x in zip(self._layer.input_shapes, inputs, strict=True))
+        params, states = (
+            trees.from_leaves((path, array) for (tree, path), array in stored.items() if tree == wanted)
+            for wanted in ("params", "states")
+        )
+        return kinds, params, states
 
     def _gather(self, stored: Stored, inputs: Sequence[Value]) -> _Gather | None:
         """The packing as a gather; None if it is more than that."""
@@ -379,10 +413,15 @@ class _Functions:
 
     def _find_gather(self, stored: Stored, inputs: Sequence[Value]) -> _Gather | None:
         """Packs arrays whose elements are numbered, upwards and downwards, and looks where the numbers went."""
+        from .moving import only_moves
+
         names = tuple(name for name, array in stored.items() if _is_numbered(array))
         dtypes = {stored[name].dtype for name in names}
         sizes = [stored[name].size for name in names]
         if len(dtypes) != 1 or sum(sizes) >= _NUMBERED[(dtype := dtypes.pop()).name] // 2:
+            return None
+        kinds, params, states = self._arguments(stored, inputs)
+        if not only_moves(self._layer.layer, params, states, kinds, _is_numbered):
             return None
         others = {name: array for name, array in stored.items() if name not in names}
         total = sum(sizes)
@@ -407,6 +446,35 @@ class _Functions:
         last, expected = pack(trial)
         parts = dict(zip(names, np.split(trial, np.cumsum(sizes)[:-1]), strict=True))
         return gather if last is entry and np.array_equal(gather.packed(parts), expected) else None
+
+
+def _check_by_reference(layer: Layer, params: Tree, states: Tree, kinds: Sequence[Kind]) -> None:
+    """Raises InvalidModelError if JAX does not compute a layer on such inputs, or gives nothing."""
+    try:
+        import jax
+    except ModuleNotFoundError:  # the engine does not need it; then what its own operators check is all there is
+        return
+
+    def shapes(kinds: Sequence[Kind]) -> Any:
+        """Those of the outputs for a batch of two."""
+        given = [jax.ShapeDtypeStruct((2, *kind.shape), kind.dtype) for kind in kinds]
+        with jax.enable_x64(True):
+            return jax.eval_shape(lambda p, s, *x: layer.apply(p, s, *x)[0], params, states, *given)
+
+    listed = ", ".join(f"{kind.dtype.name}[{', '.join(('batch', *map(str, kind.shape)))}]" for kind in kinds)
+    try:
+        found = shapes(kinds)
+    except UnsupportedError:  # JAX cannot say without data; the engine may
+        return
+    except InvalidModelError as error:
+        hint = ""
+        if all(trees.is_float(kind.dtype) for kind in kinds):
+            with contextlib.suppress(InvalidModelError, UnsupportedError):
+                shapes([Kind(kind.shape, np.dtype(np.int64)) for kind in kinds])
+                hint = '; row numbers need dtype="int64"'
+        raise InvalidModelError(f"the layer does not take {listed} with these parameters{hint}: {error}") from error
+    if any(0 in y.shape for y in jax.tree.leaves(found)):
+        raise InvalidModelError(f"the layer gives an output without elements for {listed}")
 
 
 def _is_numbered(array: Any) -> bool:
