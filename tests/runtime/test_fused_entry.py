@@ -114,6 +114,76 @@ def test_read_only_out(call: Any) -> None:
     assert not y.any()
 
 
+def two(memory: np.ndarray) -> Any:
+    """Two outputs float32 [5, 3] and int64 [5, 2] of `pair` in pieces of one memory."""
+    raw = memory.view(np.uint8)
+    return lambda a, b: (raw[a : a + 60].view(np.float32).reshape(5, 3), raw[b : b + 80].view(np.int64).reshape(5, 2))
+
+
+@pytest.mark.parametrize(("places", "shared"), [((0, 0), True), ((56, 0), True), ((16, 72), True), ((0, 64), False)])
+def test_outs_in_one_memory(places: tuple[int, int], shared: bool) -> None:
+    entry = Entry(pair())
+    x, k, out = np.ones((5, 3), np.float32), np.arange(10).reshape(5, 2), two(np.zeros(40))(*places)
+    if not shared:
+        assert entry.call(x, k, out=out)[0] is out[0]
+        np.testing.assert_array_equal(out[0], x + 10)
+        np.testing.assert_array_equal(out[1], 2 * k)
+        return
+    with pytest.raises(InvalidModelError, match="same memory for outputs 0 and 1"):
+        entry.call(x, k, out=out)
+    assert not out[0].any()
+
+
+def test_outs_between_each_other() -> None:
+    entry = Entry(pair())
+    x, k = np.ones((5, 3), np.float32), np.arange(10).reshape(5, 2)
+    memory = np.zeros((5, 6), np.int64)
+    u, v = memory.view(np.float32)[:, 0:12:4], memory[:, 1:4:2]
+    entry.call(x, k, out=(u, v))
+    np.testing.assert_array_equal(u, x + 10)
+    np.testing.assert_array_equal(v, 2 * k)
+    given = np.ones((5, 3), np.float32)
+    entry.call(given, k, out=(given, k))
+    np.testing.assert_array_equal(given, x + 10)
+    np.testing.assert_array_equal(k, 2 * np.arange(10).reshape(5, 2))
+
+
+def test_an_input_named_out() -> None:
+    entry = Entry(pair(), signed(TensorSpec("x", "float32", ("n", 3)), TensorSpec("out", "int64", ("n", 2))))
+    x, k = np.ones((5, 3), np.float32), np.arange(10).reshape(5, 2)
+    target = np.empty((5, 3), np.float32), np.empty((5, 2), np.int64)
+    for u, v in (entry.call(x=x, out=k), entry.call(x, out=k), entry.slow(out=k, x=x), entry.call(x, k, out=target)):
+        np.testing.assert_array_equal(u, x + 10)
+        np.testing.assert_array_equal(v, 2 * k)
+    assert (target[0] == x + 10).all()
+    alone = Entry(affine(), signed(TensorSpec("out", "float32", ("n", 4))))
+    y, z = np.ones((2, 4), np.float32), np.empty((2, 4), np.float32)
+    np.testing.assert_array_equal(alone.call(out=y)[0], 3 * y)
+    assert alone.call(y, out=z)[0] is z
+
+
+@pytest.mark.parametrize("error", [KeyError, ZeroDivisionError, TypeError, AttributeError, Exception])
+@pytest.mark.parametrize("protocol", ["__dlpack__", "__array__"])
+def test_objects_whose_own_code_fails(call: Any, protocol: str, error: type[Exception]) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise error("boo\nand more")
+
+    broken = type("Broken", (), {protocol: fail, "__dlpack_device__": lambda _: (1, 0)})()
+    for args, kwargs in (((broken,), {}), ((), {"x": broken})):
+        with pytest.raises(InvalidModelError, match="this Broken is no array for NumPy: [^\n]*$"):
+            call(*args, **kwargs)
+
+
+@pytest.mark.parametrize("threads", [0, -1, 1.5, "2", True, np.True_, [2]])
+def test_wrong_threads(threads: Any) -> None:
+    with pytest.raises(InvalidModelError, match="threads must be a positive integer or None"):
+        Entry(affine(), threads=threads)
+
+
+def test_threads_as_numpy_counts_them() -> None:
+    assert Entry(affine(), threads=np.int64(2)).description.threads == 2  # type: ignore[arg-type]
+
+
 def unaligned(x: np.ndarray) -> np.ndarray:
     raw = np.zeros(x.nbytes + 1, np.uint8)
     view = raw[1:].view(x.dtype).reshape(x.shape)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import itertools
 import math
 import os
 import time
@@ -26,6 +27,7 @@ import numpy as np
 from ...ir.errors import InvalidModelError, ResourceLimitError
 from ...ir.foreign import Kind
 from ...ir.model import Dimension, Signature
+from ..runner import first_line
 from . import native
 from .abi import layout
 from .descriptor import Call, Port
@@ -35,6 +37,7 @@ RELEASE = 8_000  # nanoseconds of work from which Python's lock is released; doi
 SPLIT = 25_000  # nanoseconds of work from which threads are tried; less could never pay
 CHUNK = 5_000  # nanoseconds of work in a chunk
 NEVER = 2**62
+_WORK = 10_000  # steps after which two arrays between the same addresses are taken to have elements in common
 _METH_FASTCALL, _METH_KEYWORDS = 0x80, 0x02
 _XLA_TYPES = {  # XLA_FFI_DataType
     "bool": 1, "int8": 2, "int16": 3, "int32": 4, "int64": 5, "uint8": 6, "uint16": 7, "uint32": 8, "uint64": 9,
@@ -98,7 +101,8 @@ class Entry:
         threads: at most so many compute one batch; None is all cores that this process may use.
 
     `call` is what users call: it takes the inputs, and `out=` for an array (or a tuple of them) that the outputs are
-    written to, and returns the tuple of outputs. Raises InvalidModelError for arguments that don't fit.
+    written to, and returns the tuple of outputs. Raises InvalidModelError for arguments that don't fit. Of a model that
+    has an input named out, `out=` is that input, unless all inputs are given by position.
     """
 
     def __init__(self, native_function: Native, signature: Signature | None = None, threads: int | None = None):
@@ -106,6 +110,8 @@ class Entry:
         self.native = native_function
         self.signature = signature
         self._names = dict.fromkeys(spec.name for spec in signature.inputs).keys() if signature else ()
+        structure = (signature and signature.in_structure) or {"args": {}, "kwargs": {}}
+        self._has_out = "out" in {*self._names, *structure["args"], *structure["kwargs"]}
         self._parameters = aligned(native_function.parameters)
         self._dispatch = _dispatch()
         self.description = self._describe()
@@ -191,6 +197,8 @@ class Entry:
 
     def slow(self, *args: Any, out: Any = None, **kwargs: Any) -> tuple[np.ndarray, ...]:
         """What `call` does, for all arguments: converts and checks them."""
+        if out is not None and self._has_out and len(args) < len(self._names):
+            return self.run(self._bind(args, {**kwargs, "out": out}))
         if self.fast and not args and kwargs.keys() == self._names:
             inputs = tuple(kwargs[name] for name in self._names)
             return self.call(*inputs) if out is None else self.call(*inputs, out=out)
@@ -223,8 +231,6 @@ class Entry:
             target if _is_direct(target, arrays) and target is not made else made
             for target, made in zip(wanted, outputs, strict=True)
         )
-        if len({id(target) for target in used}) < len(used):
-            raise InvalidModelError("out has the same array for two outputs")
         self._compute(arrays, used, 0 if parameters is None else parameters.ctypes.data)
         for target, made in zip(wanted, used, strict=True):
             if target is not made:
@@ -247,6 +253,9 @@ class Entry:
                 )
             if not target.flags.writeable:
                 raise InvalidModelError("out must be writeable")
+        for (i, one), (k, other) in itertools.combinations(enumerate(targets), 2):
+            if np.may_share_memory(one, other, max_work=_WORK):  # type: ignore[arg-type]  # any number, in fact
+                raise InvalidModelError(f"out has the same memory for outputs {i} and {k}; give each its own")
         return targets
 
     def _bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[np.ndarray]:
@@ -322,23 +331,23 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.ma.MaskedArray) or not (hasattr(value, "__array__") or hasattr(value, "__dlpack__")):
         return value
     try:
-        return _in_order(np.asarray(_imported(value)))
-    except (BufferError, RuntimeError, TypeError, ValueError):  # the slow way says what is wrong
+        return _in_order(_imported(value))
+    except InvalidModelError:  # the slow way says it with the name of the input
         return value
 
 
 def _imported(value: Any) -> Any:
-    """An argument as something that NumPy reads: objects that speak only DLPack become arrays, without a copy."""
+    """An argument as something that NumPy reads: objects that say how become arrays, of DLPack alone without a copy."""
     if type(value) is np.ndarray:
         return value
     if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
         raise InvalidModelError("a masked array has no values at some places; fill them first: x.filled(0)")
-    if hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
-        try:
-            return np.from_dlpack(value)
-        except (BufferError, RuntimeError, TypeError, ValueError) as error:
-            raise InvalidModelError(f"this {type(value).__name__} is no array for NumPy: {error}") from error
-    return value
+    if not (hasattr(value, "__array__") or hasattr(value, "__dlpack__")):
+        return value
+    try:
+        return np.asarray(value) if hasattr(value, "__array__") else np.from_dlpack(value)
+    except Exception as error:  # the object's own code, which may raise whatever it likes
+        raise InvalidModelError(f"this {type(value).__name__} is no array for NumPy: {first_line(error)}") from error
 
 
 @functools.cache
