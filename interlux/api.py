@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import pathlib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -150,19 +151,39 @@ def compile(model: Model, backend: str = "jax", device: str = "cpu", **options: 
         options: of the backend: `threads` of onnxruntime and fused; of fused also `target` (avx512, avx2, sse2, neon,
             scalar), `weights="bfloat16"`, which halves their memory (the runner's `notes` state the error), and
             `fallback="onnxruntime"`, which computes the layers that the engine does not take.
+
+    Raises UnsupportedError for what the backend does not know: a layer, a device, an option; InvalidModelError if this
+    is no model.
     """
+    if not isinstance(model, Model):
+        raise InvalidModelError(
+            f"compile takes a Model, not {type(model).__name__}; ix.from_torch, ix.from_onnx and ix.Model.from_layer "
+            "make one"
+        )
+    make = _maker(backend)
+    known = list(inspect.signature(make).parameters)[2:]  # behind model and device
+    unknown = sorted(options.keys() - set(known))
+    if unknown:
+        raise UnsupportedError(
+            f"backend {backend!r} has no option {unknown[0]!r}; it has {', '.join(known) or 'none beside device'}"
+        )
+    return make(model, device, **options)
+
+
+def _maker(backend: str) -> Callable[..., Runner]:
+    """What makes a backend's runners."""
     if backend == "jax":
         with needs("jax"):
             from .runtime.jax import JaxRunner
-        return JaxRunner(model, device, **options)
+        return JaxRunner
     if backend == "onnxruntime":
         with needs("onnx"):
             from .runtime.onnx import OnnxRunner
-        return OnnxRunner(model, device, **options)
+        return OnnxRunner
     if backend == "fused":
         with needs("fused"):
             from .runtime.fused.engine import runner_of
-        return runner_of(model, device, **options)
+        return runner_of
     raise UnsupportedError(f"there is no backend {backend!r}; choose jax, onnxruntime or fused")
 
 
@@ -179,7 +200,7 @@ def verify(
         source: what the model was imported from: an nn.Module, an exported program, an ONNX model, a path of a .pt2 or
             .onnx file or of a saved model, or a Model.
         model: the conversion.
-        backends: jax, onnxruntime.
+        backends: jax, onnxruntime, fused: one or several.
         inputs: your own inputs by name, or the path of an .npz; generated ones by default.
 
     Returns:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -89,6 +91,46 @@ def test_eight_threads(pair: Any) -> None:
         for worker in workers:
             worker.join()
         assert not wrong
+
+
+@pytest.mark.parametrize("backend", ["jax", "onnxruntime", "fused"])
+def test_what_backends_do_not_know_is_one_line(backend: str) -> None:
+    model = ix.Model.from_layer(_MLP, *warm(_MLP), {"x": ("float32", ("batch", 4))})
+    with pytest.raises(ix.UnsupportedError, match=f"^backend '{backend}' has no option 'foo'; it has [a-z ,]+$"):
+        ix.compile(model, backend, foo=1)
+    for wrong in (_MLP, len, None):
+        with pytest.raises(InvalidModelError, match=r"^compile takes a Model, not .*from_layer make one$"):
+            ix.compile(wrong, backend)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"target": ["avx2"]}, "target is the name of one"),
+        ({"target": 3}, "target is the name of one"),
+        ({"target": "AVX2"}, "there is no target 'AVX2'"),
+        ({"weights": ["bfloat16"]}, "keeps no weights in"),
+        ({"weights": np.float32}, "keeps no weights in"),
+        ({"fallback": True}, "there is no fallback True"),
+        ({"threads": True}, "threads must be a positive integer or None, not True"),
+        ({"threads": [2]}, "threads must be a positive integer or None"),
+    ],
+)
+def test_wrong_options(options: Any, message: str) -> None:
+    with pytest.raises(ix.InterluxError, match=message):
+        runner_of("mlp", **options)
+
+
+def test_threads_as_numpy_counts_them() -> None:
+    assert runner_of("mlp", threads=np.int64(1)).entry.description.threads == 1
+
+
+def test_copies() -> None:
+    runner = runner_of("mlp", threads=1)
+    assert copy.copy(runner) is runner
+    for wrong in (pickle.dumps, copy.deepcopy):
+        with pytest.raises(ix.UnsupportedError, match=r"^a compiled model is code .* save the model with ix\.save"):
+            wrong(runner)
 
 
 _FORK = """

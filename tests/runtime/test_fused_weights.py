@@ -78,6 +78,33 @@ def test_the_error_is_stated() -> None:
     assert 0.5 < stated / np.sqrt(np.mean(difference**2)) < 2
 
 
+@pytest.mark.parametrize(
+    ("module", "x"),
+    [
+        (nn.Linear(4, 3), torch.zeros(2, 4)),
+        (nn.Conv2d(2, 3, 2), torch.zeros(2, 2, 3, 3)),
+        (nn.Embedding(5, 3), torch.zeros(2, 4, dtype=torch.int64)),
+        (nn.GRU(4, 3, batch_first=True), torch.zeros(2, 5, 4)),
+    ],
+)
+def test_weights_that_it_does_not_hold(module: nn.Module, x: torch.Tensor) -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = module
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.inner(x)
+            return y[0] if isinstance(y, tuple) else y
+
+    with torch.no_grad():
+        next(module.parameters()).view(-1)[1] = 3.4e38
+    model = ix.from_torch(Named().eval(), (x,))
+    ix.compile(model, "fused")
+    with pytest.raises(ix.InvalidModelError, match=r"^the weight 3\.4e\+38 of inner.* is too large for bfloat16"):
+        ix.compile(model, "fused", weights="bfloat16")
+
+
 def test_they_are_for_float32() -> None:
     model = ix.from_torch(nn.Linear(3, 2).double().eval(), torch.randn(2, 3, dtype=torch.float64))
     with pytest.raises(ix.UnsupportedError, match="for models in float32, not in float64"):

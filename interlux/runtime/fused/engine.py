@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import replace
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from ...ir.trees import Tree
 from ..runner import Runner
 from . import target as targets
 from .cache import ObjectCache, key_of
-from .entry import Entry, Native
+from .entry import Entry, Native, checked_threads
 from .generate import generate
 from .llvm import assemble
 from .passes import optimised
@@ -102,6 +103,13 @@ class FusedRunner(Runner):
         self.notes: tuple[str, ...] = ()
         if weights is not None:
             self.notes = (_stated(self, FusedRunner(model, device, threads, target)),)
+
+    def __copy__(self) -> FusedRunner:
+        return self
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise UnsupportedError("a compiled model is code in this process's memory; save the model with ix.save and "
+                               "compile it again")  # fmt: skip
 
     def run(self, arrays: list[np.ndarray]) -> tuple[np.ndarray, ...]:
         if not self._batched:
@@ -205,6 +213,9 @@ def runner_of(
     """
     if fallback not in (None, "onnxruntime"):
         raise UnsupportedError(f"there is no fallback {fallback!r}; choose onnxruntime or None")
+    if not isinstance(target, str | Target | None):
+        raise UnsupportedError(f"target is the name of one, or None for this machine, not {target!r}")
+    threads = checked_threads(threads)
     try:
         return FusedRunner(model, device, threads, target, weights)
     except UnsupportedError:

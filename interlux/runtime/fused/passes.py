@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ...ir.errors import InvalidModelError
 from .steps import (
     LIGHT,
     Conv,
@@ -44,17 +45,30 @@ def optimised(program: Program) -> Program:
 
 
 def rounded(steps: list[Step], dtype: np.dtype[Any]) -> list[Step]:
-    """With the large weights rounded to a dtype, the same for all schedules; offsets stay as they are."""
+    """With the large weights rounded to a dtype, the same for all schedules; offsets stay as they are.
+
+    Raises InvalidModelError naming the layer if a weight is too large for the dtype.
+    """
     result = []
     for step in steps:
         match step:
             case Dense() | Conv():
-                step = replace(step, weight=step.weight.astype(dtype).astype(np.float64))
+                step = replace(step, weight=_rounded(step.weight, dtype, step.place))
             case Lookup():
-                step = replace(step, table=step.table.astype(dtype).astype(np.float64))
+                step = replace(step, table=_rounded(step.table, dtype, step.place))
             case Repeat():
                 step = replace(step, body=rounded(step.body, dtype))
         result.append(step)
+    return result
+
+
+def _rounded(weight: np.ndarray, dtype: np.dtype[Any], place: str) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        result = weight.astype(dtype).astype(np.float64)
+    lost = np.isinf(result) & np.isfinite(weight)
+    if lost.any():
+        raise InvalidModelError(f"the weight {weight[lost][0]:.4g} of {place} is too large for {dtype.name}; compile "
+                                "with weights=None")  # fmt: skip
     return result
 
 
