@@ -25,6 +25,8 @@ from interlux.ir.layers import BatchNorm, Chain, Dense, Dropout, tanh
 from interlux.ir.model import Model
 from interlux.runtime.fused.target import executable
 from interlux.runtime.fused.training import FusedGradient, fused_gradient, fused_trainer
+from interlux.runtime.fused.training.recorder import tape_of
+from interlux.runtime.fused.training.steps import Linear
 
 TARGETS = [t.name for t in executable()]
 
@@ -58,6 +60,26 @@ class Function(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.function(x)
+
+
+class Own(nn.Module):
+    """A function of itself and of the input, with parameters, buffers and modules by name."""
+
+    def __init__(self, function: Callable[..., torch.Tensor], **parts: Any):
+        super().__init__()
+        self.function = function
+        for name, part in parts.items():
+            if isinstance(part, torch.Tensor) and not isinstance(part, nn.Parameter):
+                self.register_buffer(name, part)
+            else:
+                setattr(self, name, part)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.function(self, x)
+
+
+def weights(*shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.randn(shape))
 
 
 class Products(nn.Module):
@@ -134,6 +156,35 @@ def _others() -> list[tuple[str, Callable[[], nn.Module], tuple[int, ...]]]:
     ]  # fmt: skip
 
 
+def _parameters() -> list[tuple[str, Callable[[], nn.Module], tuple[int, ...]]]:
+    """Sums of a product that is read elsewhere too, and parameters that go into steps other than products."""
+    plus = lambda h, b: (h + b) * h  # noqa: E731
+    both = lambda h, b: torch.cat([h + b, h], 1)  # noqa: E731
+    return [
+        ("sum-of-a-used-product", lambda: Own(lambda s, x: plus(x @ s.w, s.b), w=weights(4, 5), b=weights(5)), (4,)),
+        ("concat-of-a-used-product", lambda: Own(lambda s, x: both(x @ s.w, s.b), w=weights(4, 5), b=weights(5)), (4,)),
+        ("scalar-bias", lambda: Own(lambda s, x: x @ s.w + s.b, w=weights(4, 5), b=weights()), (4,)),
+        ("bias-of-rows", lambda: Own(lambda s, x: x @ s.w + s.b, w=weights(4, 5), b=weights(3, 5)), (3, 4)),
+        ("softmax-of", lambda: Own(lambda s, x: x * s.w.softmax(0), w=weights(4)), (4,)),
+        ("log-softmax-of", lambda: Own(lambda s, x: x * s.w.log_softmax(0), w=weights(4)), (4,)),
+        ("sum-of", lambda: Own(lambda s, x: x * s.w.sum(), w=weights(4)), (4,)),
+        ("mean-of", lambda: Own(lambda s, x: x * s.w.mean(0), w=weights(3, 4)), (4,)),
+        ("amax-of", lambda: Own(lambda s, x: x * s.w.amax(0), w=weights(3, 4)), (4,)),
+        ("layernorm-of", lambda: Own(lambda s, x: x * functional.layer_norm(s.w, (4,)), w=weights(4)), (4,)),
+        ("layernorm-module-of", lambda: Own(lambda s, x: x * s.n(s.w), w=weights(4), n=nn.LayerNorm(4)), (4,)),
+        ("product-of", lambda: Own(lambda s, x: x * s.a(s.w), w=weights(4), a=nn.Linear(4, 4)), (4,)),
+        ("padding-of", lambda: Own(lambda s, x: x * functional.pad(s.w, (1, 2)), w=weights(1)), (4,)),
+        ("repetition-of", lambda: Own(lambda s, x: x * s.w.repeat(2), w=weights(2)), (4,)),
+        ("reversed", lambda: Own(lambda s, x: x * torch.cat([s.w, s.v, s.w.flip(0)]), w=weights(1), v=weights(2)),
+         (4,)),
+        ("apart", lambda: Own(lambda s, x: x * torch.cat([s.v, s.w]), w=weights(1), u=nn.Linear(2, 2), v=weights(3)),
+         (4,)),
+        ("token", lambda: Own(lambda s, x: torch.cat([s.w.expand(x.shape[0], -1), x], 1), w=weights(1, 2)), (4,)),
+        ("expansion", lambda: Own(lambda s, x: s.w.expand(x.shape[0], -1), w=weights(1, 2)), (4,)),
+        ("constant", lambda: Own(lambda s, x: x + s.w.detach() * s.w, w=weights(4)), (4,)),
+    ]  # fmt: skip
+
+
 ACTIVATIONS = [
     nn.ReLU(), nn.Tanh(), nn.Sigmoid(), nn.GELU(), nn.GELU("tanh"), nn.SiLU(), nn.Mish(), nn.Softplus(), nn.ELU(),
     nn.SELU(), nn.CELU(0.7), nn.LeakyReLU(0.2), nn.Hardtanh(), nn.Hardswish(), nn.Hardsigmoid(), nn.Softsign(),
@@ -156,8 +207,9 @@ def torch_gradients(module: nn.Module, x: Any, cotangent: Any) -> tuple[np.ndarr
     module.zero_grad()
     y = module(inputs)
     (y * torch.tensor(cotangent)).sum().backward()
-    flat = [np.zeros(0), *(p.grad.numpy().ravel() for p in module.parameters())]
-    return y.detach().numpy(), np.concatenate(flat), inputs.grad.numpy()
+    found = [torch.zeros_like(t) if t.grad is None else t.grad for t in (*module.parameters(), inputs)]
+    flat = [np.zeros(0), *(gradient.numpy().ravel() for gradient in found[:-1])]
+    return y.detach().numpy(), np.concatenate(flat), found[-1].numpy()
 
 
 def close(a: np.ndarray, b: np.ndarray, tolerance: float = 1e-10) -> None:
@@ -183,7 +235,7 @@ def check_gradients(
         close(found, expected, tolerance)
 
 
-CASES = [*_convolutions(), *_pools(), *_others()]
+CASES = [*_convolutions(), *_pools(), *_others(), *_parameters()]
 
 
 @pytest.mark.parametrize("name", [name for name, _, _ in CASES])
@@ -227,6 +279,30 @@ def test_convolutions_of_any_size(data: st.DataObject) -> None:
     torch.manual_seed(0)
     conv = nn.Conv2d(shape[0], groups * draw(1, 9), kernel, stride, (draw(0, 1), draw(0, 2)), dilation, groups)
     check_gradients(nn.Sequential(conv, nn.ReLU()), shape, draw(1, 40))
+
+
+def test_the_bias_of_a_product_is_part_of_it() -> None:
+    module = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    steps = tape_of(imported(module, (3,))).steps
+    assert [type(step) for step in steps] == [Linear, Linear]
+    assert all(step.bias is not None for step in steps if isinstance(step, Linear))
+
+
+def test_code_that_differs_in_training() -> None:
+    module = Own(lambda s, x: s.a(x) * (2 if s.training else 3), a=nn.Linear(4, 3))
+    check_gradients(module, (4,), 5)
+    with pytest.raises(UnsupportedError, match="evaluation only"):
+        fused_gradient(imported(nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5, momentum=None)), (4,)))
+
+
+def test_states_that_are_written_are_refused() -> None:
+    def counted(s: Any, x: torch.Tensor) -> torch.Tensor:
+        s.n.add_(1.0)
+        return s.a(x)  # type: ignore[no-any-return]
+
+    module = Own(counted, a=nn.Linear(4, 4), n=torch.zeros(()))
+    with pytest.raises(UnsupportedError, match=r"no other states than BatchNorm's.*: n$"):
+        fused_trainer(imported(module, (4,)))
 
 
 LOSSES: dict[str, tuple[dict[str, Any], Callable[..., torch.Tensor]]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from math import prod
 from typing import Any, ClassVar
 
@@ -11,7 +12,7 @@ import numpy as np
 from ....ir import trees
 from ....ir.errors import InvalidModelError, UnsupportedError
 from ....ir.foreign import Kind
-from ....ir.graph import execute, graph_of
+from ....ir.graph import ByMode, Graph
 from ....ir.interpreter import TRAIN, Override
 from ....ir.layer import Layer, active
 from ....ir.layers import BatchNorm, Dropout
@@ -23,15 +24,15 @@ from ..derivatives import DERIVATIVES
 from ..folding import fold
 from ..operators import OPERATORS, padded
 from ..program import dtype_of, kind_of
-from ..steps import Elementwise, Rearrange
-from ..tensors import Buffer, Tensor, broadcast, whole
+from ..steps import Elementwise, Rearrange, Step
+from ..tensors import Buffer, Shape, Tensor, broadcast, constant, whole
 from .fusion import fused
 from .steps import BatchNormalization, Convolution, Draws, Linear, Normalization, Tape, Weights
 
 _ALIGNMENT = 64  # numbers: the vector of trained parameters is filled up to a multiple of it
 # What only moves elements, or is made of what is here: as in inference.
 _SHARED = frozenset(
-    ["ArgMax", "AveragePool", "Cast", "Clip", "DepthToSpace", "Expand", "Flatten", "GatherElements",
+    ["ArgMax", "AveragePool", "Cast", "Clip", "Concat", "DepthToSpace", "Expand", "Flatten", "GatherElements",
      "GlobalAveragePool", "GlobalMaxPool", "Identity", "LogSoftmax", "Max", "MaxPool", "Mean", "Min", "Pad",
      "Pow", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "Reshape", "Shape", "Size", "Slice",
      "Softmax", "SpaceToDepth", "Split", "Squeeze", "Sum", "Tile", "Transpose", "Unsqueeze"]
@@ -71,6 +72,8 @@ def _dropout(b: Recorder, layer: Dropout, params: Any, states: Any, x: Tensor, *
         return None
     if layer.alpha:
         raise b.refuse("alpha dropout in training")
+    if x.axis is None:
+        raise b.refuse("dropout of what does not depend on the input")  # a mask would be the same for all samples
     b.check_float(x)
     shared = prod(x.shape[2:]) if layer.channels else 1
     operand = b.reach(x, (x.size,))
@@ -98,6 +101,7 @@ class Recorder(Builder):
         self.stopped: set[Buffer] = set()  # through which no gradient goes
         self.sums = self.draws = self.trained = 0
         self._parts: list[np.ndarray] = []
+        self._starts: list[int] = []
         self._statistics: list[np.ndarray] = []
 
     # Parameters and states
@@ -122,6 +126,7 @@ class Recorder(Builder):
 
     def _appended(self, array: np.ndarray) -> Tensor:
         start = self.vector.size
+        self._starts.append(start)
         self._parts.append(np.asarray(array, self.dtype).ravel())
         self.vector.size += array.size
         index = np.arange(start, start + array.size, dtype=np.int64).reshape(array.shape)
@@ -164,6 +169,8 @@ class Recorder(Builder):
     def call(self, op_type: str, inputs: Sequence[Value | None], attributes: dict[str, Any], outputs: int) -> Any:
         given = {name: value for name, value in attributes.items() if value is not None}
         for value in inputs:
+            if is_missing(value):
+                raise _not_trained(self.unsupported)
             if isinstance(value, NotMade) and op_type != "GatherElements":
                 raise self.refuse(f"use of {value.what}")
         result: Any = None
@@ -188,9 +195,7 @@ class Recorder(Builder):
         self, op_type: str, inputs: Sequence[Value], attributes: Mapping[str, Any], dtype: Any = None
     ) -> Tensor:
         reached = [
-            self.stored(i) if isinstance(i, Tensor) and i.source is not self.vector and i.access() is None else i
-            for i in inputs
-            if i is not None
+            self.stored(i) if isinstance(i, Tensor) and i.access() is None else i for i in inputs if i is not None
         ]
         made = super().elementwise(op_type, reached, attributes, dtype)
         step = self.steps[-1]
@@ -199,8 +204,6 @@ class Recorder(Builder):
             self.stopped.add(step.output)
         for i, t in enumerate(step.operands):
             if t.access() is None:
-                if t.source is self.vector:
-                    raise self.refuse(f"{op_type} on rearranged parameters")
                 step.operands[i] = t.plain() if t.is_constant else self._before(step, t)
         return made
 
@@ -211,36 +214,45 @@ class Recorder(Builder):
         self.steps.append(step)
         return made
 
+    # Scalar operations, and weights of products, add to the gradient of a parameter; all other steps have to that of
+    # what other steps made.
+
+    def result(self, step_type: type[Step], operands: list[Tensor], shape: Shape, like: Tensor, *more: Any) -> Tensor:
+        reached = [self.own(t) for t in operands]
+        reached = [t if t.access() is not None else self.stored(t) for t in reached]
+        return super().result(step_type, reached, shape, like, *more)
+
     def stored(self, tensor: Tensor) -> Tensor:
-        if tensor.source is self.vector:
-            raise self.refuse("rearranged parameters")
-        return super().stored(tensor)
+        return super().stored(self.own(tensor))
+
+    def joined(self, tensors: Sequence[Tensor], axis: int, shape: Shape, like: Tensor) -> Tensor:
+        return super().joined([self.own(t) for t in tensors], axis, shape, like)
+
+    def own(self, tensor: Tensor) -> Tensor:
+        """Parameters as a value of every sample, made by a step; any other tensor as it is."""
+        if tensor.source is not self.vector:
+            return tensor
+        inside = tensor.index[tensor.index >= 0]
+        if not inside.size:
+            return replace(constant(np.full(tensor.shape, tensor.fill, self.dtype)), axis=tensor.axis)
+        array = np.searchsorted(self._starts, inside, "right")
+        parts = [np.arange(own.min(), own.max() + 1) for own in (inside[array == n] for n in np.unique(array))]
+        ranges = [Tensor(self.vector, part, self.dtype, None) for part in parts]
+        copies = [Builder.elementwise(self, "Identity", [t], {}) for t in ranges]
+        taken = np.concatenate(parts)
+        made = copies[0] if len(copies) == 1 else super().joined(copies, 0, taken.shape, copies[0])
+        index = np.where(tensor.index < 0, -1, np.searchsorted(taken, tensor.index))
+        return replace(tensor, source=made.source, index=index)
 
 
 # Operators with parameters
 
 
-def _add(b: Recorder, x: Value, y: Value) -> Tensor:
-    """A sum; what is added to the result of a product becomes its bias."""
-    for left, right in ((x, y), (y, x)):
-        step = b.steps[-1] if b.steps else None
-        if not (isinstance(step, Linear) and step.bias is None and isinstance(left, Tensor)):
-            continue
-        own = left.source is step.output and left.is_whole() and left.shape[-1] == step.shape[1]
-        is_weight = isinstance(right, Tensor) and right.source is b.vector
-        if own and is_weight and isinstance(right, Tensor) and right.shape in ((step.shape[1],), (1, step.shape[1])):
-            bias = right.reshaped((step.shape[1],))
-            if bias.access() is not None:
-                step.bias = bias
-                return left
-    return b.elementwise("Add", [x, y], {})
-
-
 def _linear(b: Recorder, x: Tensor, weight: Tensor) -> Tensor:
     """x [..., in] · weight [out, in]ᵀ."""
     b.check_float(x)
-    if x.axis == len(x.shape) - 1 or x.source is b.vector:
-        raise b.refuse("a product along the batch's axis, or of parameters alone")
+    if x.axis == len(x.shape) - 1:
+        raise b.refuse("a product along the batch's axis")
     rows = prod(x.shape[:-1])
     operand = b.reach(x, (rows, x.shape[-1]))
     made = b.result(Linear, [operand], (rows, weight.shape[0]), x, weight)
@@ -264,7 +276,7 @@ def _gemm(
         raise b.refuse("Gemm with factors or a transposed input")
     weight = b.weights(w)
     product = _linear(b, x, weight if transB else weight.moved(weight.index.T, None))
-    return product if c is None else _add(b, product, b.weights(c))
+    return product if c is None else b.elementwise("Add", [product, b.weights(c)], {})
 
 
 def _conv(
@@ -359,18 +371,7 @@ def _stop_gradient(b: Recorder, x: Tensor) -> Tensor:
     return made
 
 
-def _concat(b: Recorder, *inputs: Value, axis: int) -> Tensor:
-    """Of parameters alone, another arrangement of them."""
-    if all(isinstance(i, Tensor) and i.source is b.vector for i in inputs):
-        first: Any = inputs[0]
-        return first.moved(np.concatenate([i.index for i in inputs if isinstance(i, Tensor)], axis), None)
-    if not any(isinstance(i, Tensor) and i.axis is not None for i in inputs):
-        raise b.refuse("Concat of parameters and other numbers")
-    return OPERATORS["Concat"](b, *inputs, axis=axis)
-
-
 _TRAINING: dict[str, Any] = {
-    "Add": _add,
     "MatMul": _matmul,
     "Gemm": _gemm,
     "Conv": _conv,
@@ -379,7 +380,6 @@ _TRAINING: dict[str, Any] = {
     "RMSNormalization": _rms_normalization,
     "GroupNormalization": _group_normalization,
     "StopGradient": _stop_gradient,
-    "Concat": _concat,
 }
 
 
@@ -417,9 +417,10 @@ def record(layer: Layer, params: Tree, states: Tree, kinds: Sequence[Kind]) -> T
     if (
         output.access((output.size,)) is None
         or not isinstance(output.source, Buffer)
+        or output.source is b.vector
         or output.source.input is not None
     ):
-        output = Tensor(*_contiguous(b, output), output.dtype, 0)
+        output = Tensor(*_contiguous(b, b.own(output)), output.dtype, 0)
     tape = Tape(
         dtype, inputs, output, b.steps, b.vector, b.trained, b.values(), b.places, b.statistics(), b.running, b.sums,
         b.counters, b.stopped,
@@ -434,17 +435,23 @@ def _contiguous(b: Recorder, t: Tensor) -> tuple[Buffer, np.ndarray]:
 
 
 def _execute(b: Recorder, layer: Layer, params: Tree, states: Tree, inputs: list[Tensor]) -> list[Any]:
-    graph = graph_of(layer)
-    if graph is None:
-        y, _ = b.layer(layer, params, states, *inputs, train=True)
-        return list(y) if isinstance(y, tuple) else [y]
-    graph = graph.pruned()
-    if len(inputs) != len(graph.inputs):
-        raise InvalidModelError(f"{len(graph.inputs)} inputs are needed, not {len(inputs)}")
-    environment: dict[str | None, Any] = {None: None, **dict(zip(graph.inputs, inputs, strict=True))}
-    execute(graph.nodes, b, params, states, environment, train=True)
-    if b.unsupported:
-        raise UnsupportedError("the fused engine does not train these layers; train with JAX", b.unsupported)
-    outputs = [environment[name] for name in graph.outputs]
-    assert not any(is_missing(o) for o in outputs)
+    """The outputs of a layer in training.
+
+    Raises UnsupportedError naming what is not trained, and states that are written beside those of BatchNorm.
+    """
+    if isinstance(layer, ByMode):
+        layer = layer.training
+    if isinstance(layer, Graph):
+        layer = layer.pruned()
+    y, new = b.layer(layer, params, states, *inputs, train=True)
+    outputs = list(y) if isinstance(y, tuple) else [y]
+    if b.unsupported or any(is_missing(o) for o in outputs):
+        raise _not_trained(b.unsupported)
+    written = [trees.name_of(path) for path in trees.changed(states, new)]
+    if written:
+        raise UnsupportedError("the fused engine keeps no other states than BatchNorm's; train with JAX", written)
     return outputs
+
+
+def _not_trained(unsupported: list[str]) -> UnsupportedError:
+    return UnsupportedError("the fused engine does not train these layers; train with JAX", unsupported)
