@@ -545,3 +545,33 @@ def test_unsupported_layers_are_named_in_a_program_too() -> None:
     params, states = ix.setup(layer, 0)
     with pytest.raises(UnsupportedError, match="NonZero"):
         jax.jit(lambda p, x: Fused(layer, ((4,),)).apply(p, states, x)[0])(params, np.zeros((2, 4), np.float32))
+
+
+_WITHOUT_JAX = """
+import sys
+sys.modules["jax"] = sys.modules["jaxlib"] = None
+import numpy as np
+import interlux as ix
+dense = ix.layers.Dense(5, 3)
+params, states = ix.setup(dense, 0)
+fused = ix.to_fused(dense, (5,))
+x = np.random.default_rng(0).standard_normal((7, 5)).astype(np.float32)
+for i in range(3):
+    np.testing.assert_allclose(fused.apply(params, states, x)[0], x @ params["weight"].T + params["bias"], 1e-5, 1e-5)
+    params["weight"] += i
+for layer, shape in [
+    (dense, (4,)), (dense, (300,)), (ix.layers.LayerNorm((4,)), (5,)), (ix.layers.BatchNorm(4), (5,)),
+    (ix.layers.Conv(3, 4, (2, 2)), (6, 5, 5)), (ix.layers.Conv(3, 4, (7, 7)), (3, 5, 5)),
+]:
+    try:
+        ix.to_fused(layer, shape)
+    except ix.InvalidModelError as error:
+        assert len(str(error).splitlines()) == 1
+    else:
+        raise AssertionError((layer, shape))
+"""
+
+
+def test_without_jax() -> None:
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    subprocess.run([sys.executable, "-W", "error", "-c", _WITHOUT_JAX], check=True, env=environment)
