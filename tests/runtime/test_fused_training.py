@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from interlux.ir.errors import InvalidModelError, UnsupportedError
 from interlux.ir.layers import BatchNorm, Chain, Dense, Dropout, tanh
 from interlux.ir.model import Model
 from interlux.runtime.fused.target import executable
-from interlux.runtime.fused.training import FusedGradient, fused_gradient, fused_trainer
+from interlux.runtime.fused.training import FusedGradient, FusedTrainer, Optimizer, fused_gradient, fused_trainer
 from interlux.runtime.fused.training.recorder import tape_of
 from interlux.runtime.fused.training.steps import Linear
 
@@ -351,6 +352,8 @@ OPTIMIZERS: dict[str, tuple[dict[str, Any], Callable[..., torch.optim.Optimizer]
                lambda p: torch.optim.SGD(p, 0.05, weight_decay=0.1)),
     "momentum": ({"optimizer": "momentum", "learning_rate": 0.02, "momentum": 0.8, "dampening": 0.3},
                  lambda p: torch.optim.SGD(p, 0.02, 0.8, 0.3)),
+    "no-momentum": ({"optimizer": "momentum", "learning_rate": 0.02, "momentum": 0.0, "dampening": 0.3},
+                    lambda p: torch.optim.SGD(p, 0.02, 0.0, 0.3)),
     "nesterov": ({"optimizer": "momentum", "learning_rate": 0.02, "nesterov": True},
                  lambda p: torch.optim.SGD(p, 0.02, 0.9, nesterov=True)),
     "adam": ({"optimizer": "adam", "learning_rate": 1e-3}, lambda p: torch.optim.Adam(p, 1e-3)),
@@ -549,8 +552,210 @@ def test_wrong_arguments_are_named() -> None:
         fused_trainer(model, "mse", delta=2.0)
     with pytest.raises(InvalidModelError, match="no option 'speed'"):
         fused_trainer(model, speed=2.0)
-    with pytest.raises(InvalidModelError, match="more than one value"):
-        fused_trainer(built(Chain(Dense(3, 2), BatchNorm(2)), (3,))).step(x[:1], y[:1])
+
+
+def _trainer(**options: Any) -> FusedTrainer:
+    return fused_trainer(built(Dense(3, 2), (3,)), **options)
+
+
+X, Y = np.ones((5, 3), np.float32), np.ones((5, 2), np.float32)
+NAN = float("nan")
+WRONG: list[tuple[str, Callable[[], Any]]] = [
+    *((f"{name} must be a finite number", lambda name=name, kind=kind, value=value: _trainer(
+        optimizer=kind, **{name: value}))
+      for name, kind in (("learning_rate", "sgd"), ("l2", "adam"), ("momentum", "momentum"), ("dampening", "momentum"),
+                         ("eps", "adam"), ("weight_decay", "adamw"))
+      for value in (-1.0, NAN, "0.1", np.ones(2))),
+    *(("betas", lambda value=value: _trainer(betas=value)) for value in (0.9, "ab", (0.5, 1), (NAN, 0.9), (0.9,))),
+    *(("nesterov", lambda value=value: _trainer(optimizer="momentum", nesterov=value)) for value in ("no", 1)),
+    *(("delta", lambda value=value: _trainer(loss="huber", delta=value)) for value in (0, NAN, "a", float("inf"))),
+    *(("smoothing", lambda value=value: _trainer(loss="cross_entropy", label_smoothing=value)) for value in (2, None)),
+    ("logits", lambda: _trainer(loss="bce", logits=3)),
+    *(("no loss", lambda value=value: _trainer(loss=value)) for value in ("cotangent", None, ["mse"])),
+    *(("no optimizer", lambda value=value: _trainer(optimizer=value)) for value in (None, ["adam"])),
+    *(("seed", lambda value=value: _trainer(seed=value)) for value in ("a", None, -1, 1.5, 1 << 32, True)),
+    *(("threads", lambda value=value: _trainer(threads=value)) for value in (0, "2", True)),
+    ("target", lambda: _trainer(target=3)),
+    *((name, lambda name=name, value=value: _trainer().run(X, Y, **{name: value}))
+      for name in ("steps", "epochs", "batch_size", "shuffle") for value in (-1, 1.5, "a", NAN)),
+    ("steps", lambda: _trainer().run(X, Y, epochs=1 << 62)),
+    *(("learning_rate", lambda value=value: setattr(_trainer(), "learning_rate", value)) for value in (-1, NAN, "a")),
+    *(("interlux Model, not", lambda value=value: fused_trainer(value)) for value in ("model", nn.Linear(3, 2))),
+    ("requires grad", lambda: _trainer().step(torch.ones(5, 3, requires_grad=True), Y)),
+    ("vector of parameters", lambda: fused_gradient(built(Dense(3, 2), (3,))).tree(np.zeros(3, np.float32))),
+    ("params must have", lambda: fused_gradient(built(Dense(3, 2), (3,))).vjp(X, Y, np.zeros(3, np.float32))),
+    ("made with a loss", lambda: fused_gradient(built(Dense(3, 2), (3,))).value_and_grad(X, Y)),
+    # options of another kind, were they given with their default
+    *((f"has no option '{name}'", lambda kind=kind, name=name, value=value: _trainer(optimizer=kind, **{name: value}))
+      for kind, name, value in (("sgd", "momentum", 0.9), ("sgd", "betas", (0.9, 0.999)), ("sgd", "weight_decay", 0.1),
+                                ("adam", "weight_decay", 0.1), ("adam", "nesterov", True))),
+    ("has no option 'momentum'", lambda: Optimizer("sgd", momentum=0.5)),
+    *(("more than one value", lambda track=track: fused_gradient(
+        built(Chain(Dense(3, 2), BatchNorm(2, track=track)), (3,))).vjp(X[:1], Y[:1])) for track in (True, False)),
+    ("more than one value", lambda: fused_trainer(built(Chain(Dense(3, 2), BatchNorm(2)), (3,))).run(
+        X, Y, batch_size=2)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("what", "call"), WRONG, ids=[f"{i}-{what}" for i, (what, _) in enumerate(WRONG)])
+def test_a_wrong_argument_is_named_in_one_line(what: str, call: Callable[[], Any]) -> None:
+    with pytest.raises((InvalidModelError, UnsupportedError), match=what) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+
+
+def test_big_endian_arrays() -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((5, 3)).astype(np.float32), rng.standard_normal((5, 2)).astype(np.float32)
+    assert _trainer().step(x.astype(">f4"), y.astype(">f4")) == _trainer().step(x, y)
+
+
+@pytest.mark.parametrize(("function", "what"), [
+    (lambda s, x: (x * x + 0.1) ** s.w, r"Pow \(in"),
+    (lambda s, x: 2 ** (s.w * x), r"Pow \(in"),
+    (lambda s, x: s.w * x.logsumexp(1, True), "ReduceLogSumExp"),
+])  # fmt: skip
+def test_what_has_no_derivative_is_named(function: Callable[..., Any], what: str) -> None:
+    with pytest.raises(UnsupportedError, match=what):
+        fused_trainer(imported(Own(function, w=weights(4)), (4,)))
+
+
+def test_a_nan_does_not_outlive_its_batch() -> None:
+    torch.manual_seed(0)
+    module = Own(lambda s, x: torch.where(torch.tanh(s.a(x)) > 0, s.b(x), x), a=nn.Linear(4, 4), b=nn.Linear(4, 4))
+    function = fused_gradient(imported(module, (4,)))
+    x = np.random.default_rng(0).standard_normal((7, 4))
+    first = function.vjp(x, np.ones_like(x))[1]
+    poisoned = x.copy()
+    poisoned[0] = NAN
+    function.vjp(poisoned, np.ones_like(x))
+    close(function.vjp(x, np.ones_like(x))[1], first, 0)
+    close(first, torch_gradients(module, x, np.ones_like(x))[1])
+
+
+@pytest.mark.parametrize("inner", [
+    torch.relu, lambda x: x.clamp(0, 1), nn.Hardtanh(0.0, 1.0), nn.Hardsigmoid(), nn.Threshold(0.0, 0.0),
+    nn.Hardshrink(40),
+])  # fmt: skip
+def test_where_pytorch_selects_an_infinite_gradient_ends(inner: Callable[..., Any]) -> None:
+    module = Own(lambda s, x: inner(x).sqrt() + s.a(x), a=nn.Linear(4, 4))
+    function = fused_gradient(imported(module, (4,)))
+    x = np.random.default_rng(0).uniform(0.1, 0.4, (9, 4)) * 9
+    x[::2] *= -9
+    x[1::2] = 0.7
+    cotangent = np.ones_like(x)
+    for found, expected in zip(function.vjp(x, cotangent), torch_gradients(module, x, cotangent), strict=True):
+        assert not np.isnan(expected).any()
+        close(found, expected, 1e-7)  # PyTorch's hardsigmoid has a float32 factor
+
+
+def test_several_threads_share_one_object() -> None:
+    model = built(Chain(Dense(3, 20, activation=tanh), Dense(20, 2)), (3,))
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((400, 3)).astype(np.float32), rng.standard_normal((400, 2)).astype(np.float32)
+    gradient, trainer = fused_gradient(model, "mse"), fused_trainer(model)
+    sizes = (3, 50, 400)
+    expected = {n: gradient.value_and_grad(x[:n], y[:n]) for n in sizes}
+    wrong = []
+
+    def work(number: int) -> None:
+        for i in range(60):
+            n = sizes[(i + number) % 3]
+            found = gradient.value_and_grad(x[:n], y[:n])
+            wrong.extend([n] * (not all(map(np.array_equal, found, expected[n]))))
+            trainer.run(x[:n].copy(), y[:n].copy(), batch_size=1 + i % 40, shuffle=i)
+
+    threads = [Thread(target=work, args=(k,)) for k in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong and np.isfinite(trainer.flat).all()
+    with pytest.raises(UnsupportedError, match="not copied"):
+        copy.deepcopy(trainer)
+
+
+def test_the_draws_of_a_gradient_are_those_of_the_trainers_steps() -> None:
+    model = built(Chain(Dense(6, 8), Dropout(0.5)), (6,), "float64")
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((20, 6)), rng.standard_normal((20, 8))
+    trainer, function = (
+        fused_trainer(model, "mse", "sgd", learning_rate=0.1, seed=7),
+        fused_gradient(model, "mse", seed=7),
+    )
+    flat = trainer.flat.copy()
+    losses = trainer.run(x, y, steps=4)
+    for expected in losses:
+        value, gradient, _ = function.value_and_grad(x, y, flat)
+        assert value == expected
+        flat -= 0.1 * gradient
+    close(trainer.flat, flat)
+    assert fused_gradient(model, "mse", seed=8).value_and_grad(x, y)[0] != losses[0]
+
+
+def test_given_parameters_are_those_of_one_call() -> None:
+    function = fused_gradient(built(Dense(3, 2), (3,)))
+    before = function.flat.copy()
+    first = function.vjp(X, Y)
+    assert np.array_equal(function.vjp(X, Y, np.zeros_like(before))[0], np.zeros_like(Y))
+    assert np.array_equal(function.flat, before)
+    assert all(map(np.array_equal, first, function.vjp(X, Y)))
+
+
+def test_the_gradients_of_all_inputs() -> None:
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    shapes = (3,), (2, 3), (5,)
+    linear = nn.Linear(3, 3).double()
+
+    class Several(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = linear
+
+        def forward(self, a: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+            return self.linear(a) * b.sum(1) + c.detach().sum(1, keepdim=True)
+
+    model = ix.from_torch(Several(), tuple(torch.randn(2, *shape, dtype=torch.float64) for shape in shapes))
+    xs = [rng.standard_normal((11, *shape)) for shape in shapes]
+    cotangent = rng.standard_normal((11, 3))
+    inputs = [torch.tensor(x, requires_grad=True) for x in xs]
+    (Several()(*inputs) * torch.tensor(cotangent)).sum().backward()
+    _, _, found = fused_gradient(model).vjp(xs, cotangent)
+    assert isinstance(found, tuple)
+    for by_input, t in zip(found, inputs, strict=True):
+        close(by_input, np.zeros(t.shape) if t.grad is None else t.grad.numpy())
+
+
+@pytest.mark.parametrize("shuffle", [None, 3])
+def test_many_epochs_keep_no_long_order(shuffle: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((30, 3)).astype(np.float32), rng.standard_normal((30, 2)).astype(np.float32)
+    trainers, losses = [], []
+    for most in (1 << 17, 70):
+        monkeypatch.setattr("interlux.runtime.fused.training.trainer._INDEX", most)
+        trainers.append(_trainer())
+        losses.append(trainers[-1].run(x, y, epochs=7, batch_size=8, shuffle=shuffle))
+    assert np.array_equal(*losses) and np.array_equal(trainers[0].flat, trainers[1].flat)
+    assert trainers[1].batches == 28 and trainers[1]._order[1].size == 60
+
+
+def test_batch_norms_that_are_used_twice_or_not_at_all() -> None:
+    torch.manual_seed(0)
+    module = Own(
+        lambda s, x: (s.unused(x), s.twice(torch.tanh(s.twice(x))))[1],
+        twice=nn.BatchNorm1d(4), unused=nn.BatchNorm1d(4),
+    )  # fmt: skip
+    model = imported(module, (4,))
+    x = np.random.default_rng(0).standard_normal((9, 4))
+    trainer = fused_trainer(model, optimizer="sgd", learning_rate=0.0)
+    trainer.run(x, x, steps=3)
+    module.train()
+    for _ in range(3):
+        module(torch.tensor(x))
+    trained = trainer.model()
+    for name, expected in module.state_dict().items():
+        close(np.asarray(trained.array(tuple(name.split(".")))), expected.numpy())
 
 
 def test_unsupported_layers_are_named() -> None:

@@ -18,21 +18,23 @@ from typing import Any
 
 import numpy as np
 
+from ....ir.errors import UnsupportedError
 from ..kernels.rearranging import _transposed
 from ..kernels.schedule import Parameters
 from ..llvm import F64, I1, I8, I32, I64, PTR, VOID, Function, Module, Value, type_of
-from ..steps import Elementwise, Instruction, Pool, Rearrange, Reduce, Softmax
+from ..steps import Elementwise, Instruction, Pool, Rearrange, Reduce, Softmax, Step
 from ..target import Target
-from ..tensors import Buffer, Constant, Tensor
+from ..tensors import Buffer, Tensor, whole
 from . import batchnorm
 from .context import get, put
 from .convolutions import convolution, convolution_backward
 from .draws import draws, draws_backward, mixed
-from .elementwise import elementwise, elementwise_backward, rearrange, rearrange_backward
+from .elementwise import elementwise, elementwise_backward, has_derivative, rearrange, rearrange_backward
 from .losses import Loss, loss
 from .optimizers import Optimizer, update
 from .products import lane_sums, linear, linear_backward
 from .reductions import (
+    REDUCTIONS,
     normalize,
     normalize_backward,
     pool,
@@ -69,7 +71,7 @@ class Plan:
         labels: whether targets are class numbers.
         optimizer: None where only gradients are wanted.
         vectors: of samples in a tile.
-        inputs: whether the gradient of the first input is wanted.
+        inputs: whether the gradients of the inputs are wanted.
         output: whether the model's output is wanted.
         by_lane: whether gradients have a number for each lane until a chunk is done: for small networks.
     """
@@ -128,31 +130,54 @@ class _Layout:
         self.weight = Buffer(1, tape.dtype)
         size = 1 if plan.labels else tape.output.size
         self.target = Buffer(size, tape.dtype)
-        self.gradients = self._needed(plan)
+        self.gradients = gradients_of(plan.tape, plan.inputs)
         inner = [s.operands[0].shape[1] for s in tape.steps if isinstance(s, Linear) and s.shape[1] >= 8]
         self.transposed = Buffer(-(-max(inner, default=0) // _VECTOR) * _VECTOR, tape.dtype)
         for buffer in (*values, self.weight, self.transposed, self.target, *self.gradients.values()):
             self.places[buffer] = self.size
             self.size += buffer.size
 
-    @staticmethod
-    def _needed(plan: Plan) -> dict[Buffer, Buffer]:
-        """Gradients of all that depends on trained parameters, or on the input if that is wanted."""
-        tape = plan.tape
-        needed: dict[Buffer, Buffer] = {}
-        if plan.inputs:
-            needed[tape.inputs[0]] = Buffer(tape.inputs[0].size, tape.dtype)
-        for step in tape.steps:
-            if step.output in tape.stopped:
-                continue
-            weights = [getattr(step, "weight", None), getattr(step, "bias", None), *step.operands]
-            trained = any(
-                isinstance(t, Tensor) and isinstance(t.source, Weights) and t.index.min() < tape.trained
-                for t in weights
-            )
-            if trained or any(t.source in needed for t in step.operands if not isinstance(t.source, Constant)):
-                needed.setdefault(step.output, Buffer(step.output.size, tape.dtype))
-        return needed
+
+def gradients_of(tape: Tape, inputs: bool) -> dict[Buffer, Buffer]:
+    """Room for the gradients of all that depends on trained parameters, and on the inputs if theirs are wanted."""
+    needed: dict[Buffer, Buffer] = {}
+    if inputs:
+        needed.update((x, Buffer(x.size, tape.dtype)) for x in tape.inputs)
+    for step in tape.steps:
+        if step.output in tape.stopped:
+            continue
+        read = [getattr(step, "weight", None), getattr(step, "bias", None), *step.operands]
+        if any(isinstance(t, Tensor) and _has_gradient(tape, needed, t) for t in read):
+            needed.setdefault(step.output, Buffer(step.output.size, tape.dtype))
+    return needed
+
+
+def _has_gradient(tape: Tape, needed: dict[Buffer, Buffer], t: Tensor) -> bool:
+    return t.index.min() < tape.trained if isinstance(t.source, Weights) else t.source in needed
+
+
+def check_derivatives(tape: Tape, inputs: bool) -> None:
+    """Raises UnsupportedError naming every step that cannot be computed, or that a gradient cannot go through.
+
+    Arguments:
+        inputs: whether gradients of the inputs are wanted.
+    """
+    needed = gradients_of(tape, inputs)
+    strange = []
+    for step in tape.steps:
+        what = type(step).__name__
+        fine = isinstance(step, BatchNormalization) or type(step) in KERNELS
+        if isinstance(step, Elementwise) and step.output in needed:
+            code = step.code[-1]
+            what = code.op
+            wanted = [i for i, t in enumerate(step.operands) if _has_gradient(tape, needed, t)]
+            fine = all(has_derivative(what, code.arguments.index(i)) for i in wanted)
+        if isinstance(step, Reduce) and step.output in needed:
+            what, fine = f"a reduction by {step.kind}", step.kind in REDUCTIONS
+        if not fine:
+            strange.append(f"{what} (in {step.place})")
+    if strange:
+        raise UnsupportedError("the fused engine has no derivative of these; train with JAX", strange)
 
 
 _ARGUMENTS = [
@@ -236,6 +261,14 @@ def _phases(plan: Plan, layout: _Layout) -> tuple[list[list[Action]], list[Betwe
         weight = s.at(layout.weight, 0)
         loss(s, g, plan.loss, tape.output, layout.target, plan.labels, weight)
 
+    def back(s: TrainingSchedule, step: Step) -> None:
+        if gradients(s).has(step.output):
+            KERNELS[type(step)][1](s, gradients(s), step)
+
+    def to_input(s: TrainingSchedule, number: int, x: Buffer) -> None:
+        if gradients(s).has(x):
+            _store(s, whole(layout.gradients[x], (x.size,), tape.dtype), f"by_x{number}")
+
     phases[-1].append(last)
     for step in reversed(tape.steps):
         if step.output not in layout.gradients:
@@ -244,19 +277,23 @@ def _phases(plan: Plan, layout: _Layout) -> tuple[list[list[Action]], list[Betwe
             current: dict[str, TrainingSchedule] = {}
             sums, apply = batchnorm.backward(step, lambda current=current: gradients(current["s"]), valid)  # type: ignore[misc]
 
-            def run(s: TrainingSchedule, action: Any, current: dict[str, TrainingSchedule] = current) -> None:
+            def run(
+                s: TrainingSchedule,
+                action: Any,
+                current: dict[str, TrainingSchedule] = current,
+                output: Buffer = step.output,
+            ) -> None:
                 current["s"] = s
-                action(s)
+                if gradients(s).has(output):
+                    action(s)
 
             phases[-1].append(lambda s, a=sums, run=run: run(s, a))  # type: ignore[misc]
             barrier(batchnorm.combine_gradients, step)
             phases[-1].append(lambda s, a=apply, run=run: run(s, a))  # type: ignore[misc]
         else:
-            phases[-1].append(lambda s, step=step: KERNELS[type(step)][1](s, gradients(s), step))  # type: ignore[misc]
-    if plan.inputs:
-        buffer = layout.gradients[tape.inputs[0]]
-        index = np.arange(buffer.size, dtype=np.int64)
-        phases[-1].append(lambda s: _store(s, Tensor(buffer, index, tape.dtype), "input_gradient"))
+            phases[-1].append(lambda s, step=step: back(s, step))  # type: ignore[misc]
+    for number, x in enumerate(tape.inputs if plan.inputs else ()):
+        phases[-1].append(lambda s, *, number=number, x=x: to_input(s, number, x))  # type: ignore[misc]
     return phases, between
 
 

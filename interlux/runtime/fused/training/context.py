@@ -20,7 +20,6 @@ _NAMES = (
     "statistics",
     "arena",
     "chunks",
-    "input_gradient",  # where the gradient of the first input goes; 0: nowhere
     "output",  # where the output goes; 0: nowhere
     "seed",
     "scale",  # float64: weight of a sample in the loss
@@ -39,6 +38,10 @@ _NAMES = (
     "x1",
     "x2",
     "x3",
+    "by_x0",  # where the gradients of the inputs go
+    "by_x1",
+    "by_x2",
+    "by_x3",
 )
 INPUTS = 4
 _PLACES = {name: i for i, name in enumerate(_NAMES)}

@@ -7,13 +7,23 @@ from ..llvm import I32, Function, Index, Value
 from .schedule import Gradients, TrainingSchedule
 from .steps import Draws
 
+_ROUNDS = ((16, 0x7FEB352D), (15, 0x846CA68B))
+
+
+def following(seed: int) -> int:
+    """The seed of the next batch: mixed(seed + 1), as native code computes it between the steps of a trainer."""
+    x = seed + 1 & 0xFFFFFFFF
+    for shift, factor in _ROUNDS:
+        x = (x ^ x >> shift) * factor & 0xFFFFFFFF
+    return x ^ x >> 16
+
 
 def mixed(f: Function, x: Value) -> Value:
     """All bits of 32-bit numbers depend on all bits of the argument.
 
     Source: the finaliser `lowbias32` of C. Wellons's hash prospector.
     """
-    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+    for shift, factor in _ROUNDS:
         x = f.op("xor", x, f.op("lshr", x, shift))
         x = f.op("mul", x, factor - (1 << 32) if factor >= 1 << 31 else factor)
     return f.op("xor", x, f.op("lshr", x, 16))

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ....ir.errors import UnsupportedError
 from ..derivatives import DERIVATIVES
 from ..kernels.elementwise import FUNCTIONS, evaluate
 from ..kernels.rearranging import _box
@@ -15,8 +14,15 @@ from ..kernels.schedule import access_of, coalesced
 from ..llvm import I64, Index, Value
 from ..steps import Elementwise, Rearrange
 from ..tensors import Access, Constant, Tensor
-from .schedule import Gradients, TrainingSchedule
+from .schedule import Gradients, TrainingSchedule, through
 from .steps import Weights
+
+BINARY = frozenset(["Add", "Sub", "Mul", "Div", "Max", "Min", "PRelu", "Where"])
+
+
+def has_derivative(op: str, position: int) -> bool:
+    """Whether there is code for the derivative of a scalar operation by one of its arguments."""
+    return op in BINARY or (position == 0 and op in DERIVATIVES and op in FUNCTIONS)
 
 
 def elementwise(s: TrainingSchedule, step: Elementwise) -> None:
@@ -111,9 +117,8 @@ def _slope(
             return zero
         chosen = f.compare("ne", arguments[0], 0.0)
         return f.select(chosen, gradient, zero) if position == 1 else f.select(chosen, zero, gradient)
-    if op in DERIVATIVES and op in FUNCTIONS and position == 0:
-        return gradient * DERIVATIVES[op](f, arguments[0], y, *arguments[1:], **dict(code.attributes))
-    raise UnsupportedError(f"the fused engine has no derivative of {op} (in {step.place})")
+    assert has_derivative(op, position), "checked before"
+    return through(f, op, gradient, DERIVATIVES[op](f, arguments[0], y, *arguments[1:], **dict(code.attributes)))
 
 
 def _extreme(

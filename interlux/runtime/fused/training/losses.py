@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -13,9 +13,8 @@ from ..kernels.elementwise import FUNCTIONS
 from ..kernels.schedule import access_of
 from ..llvm import I64, Index, Value
 from ..tensors import Buffer, Tensor
+from .checks import known_options, number, shown, truth
 from .schedule import Gradients, TrainingSchedule
-
-COTANGENT = "cotangent"
 
 
 @dataclass(frozen=True)
@@ -36,19 +35,23 @@ class Loss:
     logits: bool = False
     label_smoothing: float = 0.0
 
+    options: ClassVar[Mapping[str, tuple[str, ...]]] = {  # those of each kind
+        "mse": ("reduction",),
+        "cross_entropy": ("reduction", "label_smoothing"),
+        "bce": ("reduction", "logits"),
+        "huber": ("reduction", "delta"),
+    }
+
     def __post_init__(self) -> None:
-        if self.kind not in (*_LOSSES, COTANGENT):
-            raise UnsupportedError(f"there is no loss {self.kind!r}; choose {', '.join(_LOSSES)}")
-        if self.reduction not in ("mean", "sum"):
-            raise InvalidModelError(f"the reduction of a loss must be mean or sum, not {self.reduction!r}")
-        if not self.delta > 0 or not 0 <= self.label_smoothing <= 1:
-            raise InvalidModelError("delta must be positive and label_smoothing lie in 0..1")
-        given = [
-            f.name for f in fields(self) if f.name not in ("kind", "reduction") and getattr(self, f.name) != f.default
-        ]
-        strange = [name for name in given if name not in _OPTIONS.get(self.kind, ())]
-        if strange:
-            raise InvalidModelError(f"the loss {self.kind} has no option {strange[0]!r}")
+        if not isinstance(self.kind, str) or self.kind not in self.options:
+            raise UnsupportedError(f"there is no loss {shown(self.kind)}; choose {', '.join(self.options)}")
+        if not isinstance(self.reduction, str) or self.reduction not in ("mean", "sum"):
+            raise InvalidModelError(f"the reduction of a loss must be mean or sum, not {shown(self.reduction)}")
+        number("delta", self.delta, inside=True)
+        number("label_smoothing", self.label_smoothing, 0, 1)
+        truth("logits", self.logits)
+        given = [f.name for f in fields(self) if f.name != "kind" and getattr(self, f.name) != f.default]
+        known_options(f"the loss {self.kind}", given, self.options[self.kind])
 
     def targets(self, output: Tensor, labels: bool, dtype: np.dtype[Any]) -> tuple[tuple[int, ...], np.dtype[Any]]:
         """Shape and dtype of one sample's targets.
@@ -65,7 +68,7 @@ class Loss:
 
     def scale(self, output: Tensor, batch: int) -> float:
         """The weight of one sample's sum."""
-        if self.reduction == "sum" or self.kind == COTANGENT:
+        if self.reduction == "sum":
             return 1.0
         return 1.0 / (batch * (1 if self.kind == "cross_entropy" else output.size))
 
@@ -74,11 +77,14 @@ class Loss:
         return self.scale(output, 1)
 
 
-_OPTIONS: Mapping[str, tuple[str, ...]] = {
-    "huber": ("delta",),
-    "bce": ("logits",),
-    "cross_entropy": ("label_smoothing",),
-}
+@dataclass(frozen=True)
+class Cotangent(Loss):
+    """In place of a loss: the sum of the output times numbers that are given."""
+
+    kind: str = "cotangent"
+    reduction: str = "sum"
+
+    options: ClassVar[Mapping[str, tuple[str, ...]]] = {"cotangent": ()}
 
 
 def loss(
@@ -101,7 +107,9 @@ def loss(
 
         def give(i: Index, gradient: Value) -> None:
             if sink is not None:
-                sink.put(gradient * valid, s.index(access, [i]))
+                # what fills the tile up is a sample again, whose gradient may be infinite
+                given = f.select(f.compare("ne", valid, 0.0), gradient * valid, s.constant(0.0))
+                sink.put(given, s.index(access, [i]))
 
         def read(i: Index) -> Value:
             return s.vector(s.at(output.source, s.index(access, [i])))
@@ -185,5 +193,5 @@ _LOSSES: Mapping[str, Any] = {
     "cross_entropy": _cross_entropy,
     "bce": _bce,
     "huber": _huber,
-    COTANGENT: _cotangent,
+    "cotangent": _cotangent,
 }

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import ClassVar
 
 from ....ir.errors import InvalidModelError, UnsupportedError
 from ..llvm import F64, Function, Value, type_of
 from ..target import Target
+from .checks import known_options, number, shown, truth
 from .context import get, put
 from .steps import Tape
-
-_KINDS = ("sgd", "momentum", "adam", "adamw")
 
 
 @dataclass(frozen=True)
@@ -36,13 +37,26 @@ class Optimizer:
     weight_decay: float = 1e-2
     l2: float = 0.0
 
+    options: ClassVar[Mapping[str, tuple[str, ...]]] = {  # those of each kind
+        "sgd": ("learning_rate", "l2"),
+        "momentum": ("learning_rate", "l2", "momentum", "dampening", "nesterov"),
+        "adam": ("learning_rate", "l2", "betas", "eps"),
+        "adamw": ("learning_rate", "l2", "betas", "eps", "weight_decay"),
+    }
+
     def __post_init__(self) -> None:
-        if self.kind not in _KINDS:
-            raise UnsupportedError(f"there is no optimizer {self.kind!r}; choose {', '.join(_KINDS)}")
-        if len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas):
-            raise InvalidModelError(f"betas must be two numbers in 0 <= beta < 1, not {self.betas!r}")
-        if min(self.learning_rate, self.eps, self.weight_decay, self.l2, self.momentum) < 0:
-            raise InvalidModelError("learning_rate, eps, weight_decay, l2 and momentum must not be negative")
+        if not isinstance(self.kind, str) or self.kind not in self.options:
+            raise UnsupportedError(f"there is no optimizer {shown(self.kind)}; choose {', '.join(self.options)}")
+        for name in ("learning_rate", "momentum", "eps", "weight_decay", "l2"):
+            number(name, getattr(self, name))
+        number("dampening", self.dampening, 0, 1)
+        truth("nesterov", self.nesterov)
+        if not isinstance(self.betas, tuple | list) or len(self.betas) != 2:
+            raise InvalidModelError(f"betas must be two numbers in 0 <= beta < 1, not {shown(self.betas)}")
+        if max(number("each of betas", beta, 0, 1) for beta in self.betas) == 1:
+            raise InvalidModelError(f"betas must be two numbers in 0 <= beta < 1, not {shown(self.betas)}")
+        given = [f.name for f in fields(self) if f.name != "kind" and getattr(self, f.name) != f.default]
+        known_options(f"the optimizer {self.kind}", given, self.options[self.kind])
         if self.nesterov and (self.momentum <= 0 or self.dampening):
             raise InvalidModelError("nesterov needs a momentum and no dampening")
 
@@ -87,8 +101,8 @@ def update(f: Function, target: Target, tape: Tape, optimizer: Optimizer, count:
             gradient = f.fma(p, f.const(optimizer.l2, kind), gradient)
         if shrink is not None:
             p = p * shrink
-        if optimizer.kind == "sgd":
-            step = gradient
+        if optimizer.kind == "sgd" or (optimizer.kind == "momentum" and not optimizer.momentum):
+            step = gradient  # without a momentum dampening means nothing
         elif optimizer.kind == "momentum":
             m = f.load(m_at, lanes, align)
             m = f.select(first_step, gradient, f.fma(m, optimizer.momentum, gradient * (1 - optimizer.dampening)))

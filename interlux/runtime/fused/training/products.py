@@ -10,7 +10,7 @@ from ..kernels.rearranging import _transposed
 from ..kernels.schedule import Blocks, access_of
 from ..llvm import I1, I32, Function, Index, Value, Variable
 from ..steps import Instruction
-from .schedule import Gradients, TrainingSchedule, derivative
+from .schedule import Gradients, TrainingSchedule, through_activation
 from .steps import Convolution, Linear
 
 
@@ -216,7 +216,8 @@ def finish_gradient(s: TrainingSchedule, g: Gradients, step: Linear | Convolutio
         return
     with f.loop(0, step.size) as i, s.groups():
         place = s.at(g.of(step.output), i)
-        s.put(s.vector(place) * derivative(s, step.activation, s.vector(s.at(step.output, i))), place)
+        y = s.vector(s.at(step.output, i))
+        s.put(through_activation(s, step.activation, s.vector(place), y), place)
 
 
 def bias_gradient(

@@ -26,6 +26,7 @@ from ..operators import OPERATORS, padded
 from ..program import dtype_of, kind_of
 from ..steps import Elementwise, Rearrange, Step
 from ..tensors import Buffer, Shape, Tensor, broadcast, constant, whole
+from .elementwise import BINARY
 from .fusion import fused
 from .steps import BatchNormalization, Convolution, Draws, Linear, Normalization, Tape, Weights
 
@@ -37,7 +38,6 @@ _SHARED = frozenset(
      "Pow", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "Reshape", "Shape", "Size", "Slice",
      "Softmax", "SpaceToDepth", "Split", "Squeeze", "Sum", "Tile", "Transpose", "Unsqueeze"]
 )  # fmt: skip
-BINARY = frozenset(["Add", "Sub", "Mul", "Div", "Max", "Min", "PRelu", "Where"])
 FLAT = frozenset(  # their derivative is 0 or they have none
     ["And", "Equal", "Greater", "GreaterOrEqual", "IsNaN", "Less", "LessOrEqual", "Not", "Or", "Xor"]
 )

@@ -136,9 +136,25 @@ class TrainingSchedule(Schedule):
         f.call("llvm.memset.p0.i64", VOID, pointer, f.const(0, I8), size, f.const(False, I1))
 
 
-def derivative(s: Schedule, activation: Instruction, y: Value) -> Value:
-    """The derivative of an activation that follows from its value (`fusion.FROM_VALUE`)."""
-    return DERIVATIVES[activation.op](s.f, y, y, **dict(activation.attributes))
+# Their derivative is 1 or 0
+_SELECTING = frozenset(["Relu", "Clip", "HardTanh", "ThresholdedRelu", "Shrink", "Sign", "Floor", "Ceil", "Round"])
+
+
+def through(f: Function, op: str, gradient: Value, slope: Value) -> Value:
+    """A gradient times the derivative of an operation.
+
+    Where PyTorch selects, so does this: an infinite gradient times 0 would be NaN.
+    """
+    if op in _SELECTING or op == "HardSigmoid":
+        passed = gradient if op in _SELECTING else gradient * slope
+        return f.select(f.compare("ne", slope, 0.0), passed, f.const(0.0, gradient.type))
+    return gradient * slope
+
+
+def through_activation(s: Schedule, activation: Instruction, gradient: Value, y: Value) -> Value:
+    """A gradient times the derivative of an activation that follows from its value (`fusion.FROM_VALUE`)."""
+    slope = DERIVATIVES[activation.op](s.f, y, y, **dict(activation.attributes))
+    return through(s.f, activation.op, gradient, slope)
 
 
 class Gradients:
@@ -221,6 +237,6 @@ class Sink:
             value = s.vector(place) + value
         elif self._activation is not None:
             y = s.vector(s.at(self._t.source, index))
-            value = value * derivative(s, self._activation, y)
+            value = through_activation(s, self._activation, value, y)
         s.put(value, place)
         s.group = before

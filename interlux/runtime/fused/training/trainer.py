@@ -2,41 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from threading import RLock
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 
 from ....ir import trees
-from ....ir.errors import InvalidModelError
+from ....ir.errors import InvalidModelError, UnsupportedError
 from ....ir.model import Model
 from ....ir.trees import Tree
 from ..target import Target
 from ..threads import cores
-from .code import Plan
+from .checks import array_of, known_options, number, samples_of, vector_of, whole
+from .code import Plan, check_derivatives
 from .context import INPUTS, Context
-from .losses import COTANGENT, Loss
+from .draws import following
+from .losses import Cotangent, Loss
 from .native import Compiled, allocated, sized
 from .optimizers import Optimizer
 from .recorder import tape_of
 from .steps import BatchNormalization, Tape
 
+_INDEX = 1 << 17  # about as many numbers of samples are put in order at a time
+_MOST_STEPS = 1 << 30  # of a call, which returns a loss of each
+
 
 class _Function:
-    """What trainers and gradient functions share: a tape, parameters in one vector, checked arguments."""
+    """What trainers and gradient functions share: a tape, parameters in one vector, checked arguments.
 
-    def __init__(self, model: Model, loss: Loss, threads: int | None, target: str | Target | None):
+    Several threads may call one object: each call waits for the one before it. `flat` and `params` are views: who
+    writes to them while another thread computes changes numbers under its hands.
+
+    Arguments:
+        by_inputs: whether gradients of the inputs are wanted.
+    """
+
+    def __init__(
+        self, model: Model, loss: Loss, threads: int | None, seed: int, target: str | Target | None, by_inputs: bool
+    ):
         from ..engine import target_named
 
+        if not isinstance(model, Model):
+            raise InvalidModelError(
+                f"model must be an interlux Model, not {type(model).__name__}; "
+                "make one with ix.from_torch, ix.from_onnx or ix.Model.from_layer"
+            )
+        if target is not None and not isinstance(target, str | Target):
+            raise InvalidModelError(f"target must be a name, not {target!r}")
+        self._target = target_named(target)
+        self._threads = cores() if threads is None else min(whole("threads", threads, 1), cores())
         self._model, self._loss = model, loss
         self._tape: Tape = tape_of(model)
         if len(self._tape.inputs) > INPUTS:
-            raise InvalidModelError(f"the fused engine trains models with at most {INPUTS} inputs")
-        if threads is not None and (not isinstance(threads, int) or threads < 1):
-            raise InvalidModelError(f"threads must be a positive number or None, not {threads!r}")
-        self._threads = cores() if threads is None else min(threads, cores())
-        self._target = target_named(target)
+            raise UnsupportedError(f"the fused engine trains models with at most {INPUTS} inputs")
+        check_derivatives(self._tape, by_inputs)
+        self._by_inputs = by_inputs
+        self._lock = RLock()
+        # whether a batch of one sample has too little for a BatchNorm
+        self._single = any(isinstance(s, BatchNormalization) and s.shape[1] == 1 for s in self._tape.steps)
         tape = self._tape
         self._weights = allocated(tape.values.size, tape.dtype)
         self._weights[:] = tape.values
@@ -47,6 +72,10 @@ class _Function:
         self._context = Context()
         self._context["weights"] = self._weights
         self._context["statistics"] = self._statistics
+        self._context["seed"] = whole("seed", seed, 0, (1 << 32) - 1)
+
+    def __reduce__(self) -> NoReturn:
+        raise UnsupportedError("native training is not copied or pickled; keep its `params`, or make another one")
 
     @property
     def flat(self) -> np.ndarray:
@@ -80,17 +109,17 @@ class _Function:
         arrays = []
         for spec, array in zip(signature.inputs, given, strict=True):
             shape = tuple(int(d) for d in (spec.shape or ())[1:] if isinstance(d, int))
-            arrays.append(_checked(array, shape, self._tape.dtype, f"input {spec.name!r}"))
+            arrays.append(samples_of(array, shape, self._tape.dtype, f"input {spec.name!r}"))
         if len({len(a) for a in arrays}) > 1:
             raise InvalidModelError(f"inputs have different numbers of samples: {[len(a) for a in arrays]}")
         return arrays
 
     def _targets(self, y: Any, samples: int) -> tuple[np.ndarray, bool]:
         """The targets, checked, and whether they are class numbers."""
-        y = np.asarray(y)
+        y = array_of(y, "targets")
         labels = self._loss.kind == "cross_entropy" and y.dtype.kind in "iu"
         shape, dtype = self._loss.targets(self._tape.output, labels, self._tape.dtype)
-        targets = _checked(y.astype(np.int64) if labels else y, shape, dtype, "targets")
+        targets = samples_of(y.astype(np.int64) if labels else y, shape, dtype, "targets")
         if len(targets) != samples:
             raise InvalidModelError(f"{len(targets)} targets for {samples} samples")
         classes = self._tape.output.size
@@ -98,28 +127,23 @@ class _Function:
             raise InvalidModelError(f"class numbers must lie in 0..{classes - 1}, not {targets.min()}..{targets.max()}")
         return targets, labels
 
-    def _function(self, labels: bool, batch: int, optimizer: Optimizer | None = None, wanted: bool = False) -> Compiled:
-        """The machine code for batches of about this size; `wanted`: of the input's gradient and the output too."""
+    def _check_batch(self, smallest: int) -> None:
+        if self._single and smallest == 1:
+            raise InvalidModelError("BatchNorm in training needs more than one value per channel in each batch")
+
+    def _function(self, labels: bool, batch: int, optimizer: Optimizer | None = None) -> Compiled:
+        """The machine code for batches of about this size, where gradients of the inputs are wanted for the output
+        too."""
         known = (labels, batch)
         if known in self._sized:
             return self._sized[known]
-        plan = Plan(self._tape, self._loss, labels, optimizer, 1, wanted, wanted)
+        plan = Plan(self._tape, self._loss, labels, optimizer, 1, self._by_inputs, self._by_inputs)
         plan = sized(plan, self._target, batch, self._threads)
         key = (labels, plan.vectors, plan.by_lane)
         if key not in self._compiled:
             self._compiled[key] = Compiled(plan, self._target)
         self._sized[known] = self._compiled[key]
         return self._compiled[key]
-
-
-def _checked(array: Any, shape: tuple[int, ...], dtype: np.dtype[Any], what: str) -> np.ndarray:
-    array = np.asarray(array)
-    if array.dtype != dtype:
-        raise InvalidModelError(f"{what} must be {dtype.name}, not {array.dtype.name}")
-    if array.ndim != len(shape) + 1 or array.shape[1:] != shape:
-        wanted = ", ".join(("batch", *map(str, shape)))
-        raise InvalidModelError(f"{what} must have shape ({wanted}), not {array.shape}")
-    return np.ascontiguousarray(array)
 
 
 class FusedTrainer(_Function):
@@ -133,22 +157,26 @@ class FusedTrainer(_Function):
         self, model: Model, loss: Loss, optimizer: Optimizer, threads: int | None, seed: int,
         target: str | Target | None,
     ):  # fmt: skip
-        super().__init__(model, loss, threads, target)
+        super().__init__(model, loss, threads, seed, target, False)
         self.optimizer = optimizer
-        self.learning_rate = optimizer.learning_rate
+        self._rate = float(optimizer.learning_rate)
         self.batches = 0  # steps that were made
         nothing = np.zeros(0, np.int64)
-        self._order = (0, 0, 0), nothing, nothing  # of the last call without shuffling
-        # whether a batch of one sample has too little for a BatchNorm
-        self._single = any(
-            isinstance(s, BatchNormalization) and s.shape[1] == 1 and s.running for s in self._tape.steps
-        )
+        self._order = (0, 0, 0), nothing, nothing  # of the last call
         count = Plan(self._tape, loss, False, optimizer, 1).count
         self._moments = [allocated(count, self._tape.dtype) for _ in range(2)]
         self._context["first"], self._context["second"] = self._moments
         self._context["power1"] = self._context["power2"] = 1.0
         self._context["updates"] = 0
-        self._context["seed"] = seed & 0xFFFFFFFF
+
+    @property
+    def learning_rate(self) -> float:
+        """May be changed between calls. Raises InvalidModelError for what is no number of at least 0."""
+        return self._rate
+
+    @learning_rate.setter
+    def learning_rate(self, value: float) -> None:
+        self._rate = number("learning_rate", value)
 
     def step(self, x: Any, y: Any) -> float:
         """One step on a batch.
@@ -167,18 +195,19 @@ class FusedTrainer(_Function):
         self, x: Any, y: Any, *, steps: int | None = None, epochs: int | None = None, batch_size: int | None = None,
         shuffle: int | bool | None = None,
     ) -> np.ndarray:  # fmt: skip
-        """Many steps in one native call.
+        """Many steps in one native call, or in a few where all samples' order takes much memory.
 
         Arguments:
             x, y: all samples and targets, as for `step`.
             steps: how many batches; samples are used again from the first one on when all have been.
             epochs: in place of steps, how often all samples are used; the last batch of an epoch may be smaller.
             batch_size: samples of a batch; None is all.
-            shuffle: a seed: samples are put into another order in each epoch. False or None: they are not.
+            shuffle: a seed of at least 0: samples are put into another order in each epoch. False or None: they stay in
+                theirs.
 
         Returns: the loss of each step before its update, float64 [steps].
 
-        Raises InvalidModelError for a wrong dtype or shape, or if there are no samples.
+        Raises InvalidModelError for a wrong dtype, shape or number, or if there are no samples.
         """
         arrays = self._arrays(x)
         samples = len(arrays[0])
@@ -187,63 +216,62 @@ class FusedTrainer(_Function):
             raise InvalidModelError("there are no samples to train on")
         if steps is not None and epochs is not None:
             raise InvalidModelError("give steps or epochs, not both")
-        for name, number in (("steps", steps), ("epochs", epochs), ("batch_size", batch_size)):
-            if number is not None and (not isinstance(number, int | np.integer) or number < (name == "batch_size")):
-                raise InvalidModelError(f"{name} must be a whole number, not {number!r}")
-        size = samples if batch_size is None else min(int(batch_size), samples)
+        size = samples if batch_size is None else min(whole("batch_size", batch_size, 1), samples)
         per_epoch = -(-samples // size)
-        count = per_epoch * (1 if epochs is None else epochs) if steps is None else steps
-        order = (samples, size, count)
-        if shuffle is None or shuffle is False:
-            if self._order[0] != order:
-                self._order = order, *_schedule(samples, size, count, None)
-            _, index, schedule = self._order
-        else:
-            index, schedule = _schedule(samples, size, count, shuffle)
-        if self._single and np.any(schedule == 1):
-            raise InvalidModelError("BatchNorm in training needs more than one value per channel in each batch")
-        compiled = self._function(labels, size, optimizer=self.optimizer)
-        context = self._context
+        count = per_epoch * (1 if epochs is None else whole("epochs", epochs))
+        count = whole("steps", count if steps is None else steps, 0, _MOST_STEPS)
+        unordered = shuffle is None or shuffle is False
+        random = (
+            None if unordered else np.random.default_rng(whole("shuffle", int(shuffle) if shuffle is True else shuffle))
+        )
         losses = np.zeros(count, np.float64)
-        for number, array in enumerate(arrays):
-            context[f"x{number}"] = array
-        context["y"], context["index"], context["schedule"], context["losses"] = targets, index, schedule, losses
-        context["rate"] = float(self.learning_rate)
-        compiled.prepare(context, size, self._threads)
-        compiled.train(context.address, count)
-        self.batches += count
+        with self._lock:
+            index, schedule = self._ordered(samples, size, count)
+            self._check_batch(int(schedule.min(initial=samples)))
+            compiled = self._function(labels, size, self.optimizer)
+            context = self._context
+            for n, array in enumerate(arrays):
+                context[f"x{n}"] = array
+            context["y"], context["schedule"], context["rate"] = targets, schedule, self._rate
+            compiled.prepare(context, size, self._threads)
+            for first in range(0, count, max(1, len(schedule))):
+                part = min(len(schedule), count - first)
+                if random is not None:
+                    index = np.concatenate([random.permutation(samples) for _ in range(-(-part // per_epoch))])
+                context["index"], context["losses"] = index, losses[first:]
+                compiled.train(context.address, part)
+                self.batches += part
         return losses
+
+    def _ordered(self, samples: int, size: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Numbers of samples in their order, as often as they fit into a part of all steps, and how many each step of
+        that part takes."""
+        if self._order[0] != (samples, size, count):
+            per_epoch = -(-samples // size)
+            epochs = max(1, min(-(-count // per_epoch), _INDEX // samples))
+            sizes = np.full(per_epoch, size, np.int64)
+            sizes[-1] = samples - size * (per_epoch - 1)
+            index = np.tile(np.arange(samples, dtype=np.int64), epochs)
+            self._order = (samples, size, count), index, np.tile(sizes, epochs)[:count]
+        return self._order[1:]
 
     @property
     def states(self) -> Tree:
         """The model's states, running statistics as they are now (copies)."""
         changes: dict[Any, Any] = {}
-        for path, shape, offset in self._tape.running:
-            size = int(np.prod(shape, dtype=np.int64))
-            changes[path] = self._statistics[offset : offset + size].reshape(shape).copy()
-        for path in self._tape.counters:
-            old = np.asarray(trees.find(self._model.states, path))
-            changes[path] = np.asarray(old + self.batches, old.dtype)
+        with self._lock:
+            for path, shape, offset in self._tape.running:
+                size = int(np.prod(shape, dtype=np.int64))
+                changes[path] = self._statistics[offset : offset + size].reshape(shape).copy()
+            for path in self._tape.counters:  # one that is used twice counts twice
+                old = np.asarray(changes.get(path, trees.find(self._model.states, path)))
+                changes[path] = np.asarray(old + self.batches, old.dtype)
         return trees.updated(self._model.states, changes) if changes else self._model.states
 
     def model(self) -> Model:
         """The model with the parameters and running statistics as they are now (copies)."""
-        return self._model.replace(self.params, self.states)
-
-
-def _schedule(samples: int, size: int, count: int, shuffle: int | bool | None) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of samples in the order in which they are used, and how many each step takes."""
-    per_epoch = -(-samples // size)
-    epochs = max(1, -(-count // per_epoch))
-    sizes = np.full(per_epoch, size, np.int64)
-    sizes[-1] = samples - size * (per_epoch - 1)
-    schedule = np.tile(sizes, epochs)[:count]
-    if shuffle is None or shuffle is False:
-        index = np.tile(np.arange(samples, dtype=np.int64), epochs)
-    else:
-        rng = np.random.default_rng(int(shuffle))
-        index = np.concatenate([rng.permutation(samples) for _ in range(epochs)]).astype(np.int64)
-    return index, schedule
+        with self._lock:
+            return self._model.replace(trees.map_leaves(np.array, self.params), self.states)
 
 
 def fused_trainer(
@@ -271,7 +299,7 @@ def fused_trainer(
         learning_rate, l2: of the optimizer.
         threads: at most so many compute a batch; None is all cores. Results depend on the number, but not on chance:
             with the same seed and the same number they are the same to the last bit.
-        seed: of dropout.
+        seed: of dropout, 0 to 2³² - 1.
         target: avx512, avx2, sse2, neon or scalar in place of what this machine has.
         options: further ones of loss (reduction, delta, logits, label_smoothing) and optimizer (momentum, dampening,
             nesterov, betas, eps, weight_decay).
@@ -280,86 +308,123 @@ def fused_trainer(
 
     Raises UnsupportedError naming the layers that the engine does not train, InvalidModelError for a strange option.
     """
-    own = {name: options.pop(name) for name in ("reduction", "delta", "logits", "label_smoothing") if name in options}
-    more: dict[str, Any] = {"learning_rate": learning_rate, "l2": l2}
-    more.update({name: options.pop(name) for name in _OPTIMIZER if name in options})
-    more = {name: value for name, value in more.items() if value is not None}
-    if options:
-        raise InvalidModelError(f"a fused trainer has no option {next(iter(options))!r}")
-    what = replace(loss, **own) if isinstance(loss, Loss) else Loss(loss, **own)
-    how = replace(optimizer, **more) if isinstance(optimizer, Optimizer) else Optimizer(optimizer, **more)
-    return FusedTrainer(model, what, how, threads, seed, target)
+    given = {"learning_rate": learning_rate, "l2": l2}
+    given = {**{name: value for name, value in given.items() if value is not None}, **options}
+    of_optimizer = {name: given.pop(name) for name in _options(Optimizer) if name in given}
+    how = _made(Optimizer, "optimizer", optimizer, of_optimizer)
+    return FusedTrainer(model, _made(Loss, "loss", loss, given), how, threads, seed, target)
 
 
-_OPTIMIZER: Sequence[str] = ("momentum", "dampening", "nesterov", "betas", "eps", "weight_decay")
+_Choice = TypeVar("_Choice", Loss, Optimizer)
+
+
+def _options(choice: type[Loss | Optimizer]) -> dict[str, None]:
+    """The names of all options, of whatever kind."""
+    return dict.fromkeys(name for names in choice.options.values() for name in names)
+
+
+def _made(choice: type[_Choice], what: str, given: Any, options: Mapping[str, Any]) -> _Choice:
+    """A loss or optimiser by its name, or one that is made already, with some options of its kind."""
+    made = given if isinstance(given, choice) else choice(given)
+    known_options(f"the {what} {made.kind}", options, made.options[made.kind])
+    return replace(made, **options)
+
+
+ByInputs = np.ndarray | tuple[np.ndarray, ...]
 
 
 class FusedGradient(_Function):
-    """Gradients of a model by its parameters and its first input, as a native function. Made by `fused_gradient`."""
+    """Gradients of a model by its parameters and its inputs, as a native function. Made by `fused_gradient`.
 
-    def value_and_grad(self, x: Any, y: Any, params: np.ndarray | None = None) -> tuple[float, np.ndarray, np.ndarray]:
+    Arguments:
+        model, loss, threads, seed, target: see `fused_gradient`.
+    """
+
+    def __init__(self, model: Model, loss: Loss, threads: int | None, seed: int, target: str | Target | None):
+        super().__init__(model, loss, threads, seed, target, True)
+        self._given: np.ndarray | None = None  # weights in place of those of `flat`
+
+    def value_and_grad(self, x: Any, y: Any, params: np.ndarray | None = None) -> tuple[float, np.ndarray, ByInputs]:
         """The loss and its gradients.
 
         Arguments:
             x, y: as for `FusedTrainer.step`.
-            params: the vector of parameters [n]; None: those of `flat`.
+            params: the vector of parameters [n] of this call; None: `flat`, which stays as it is.
 
-        Returns: the loss, its gradient by the parameters [n], and by the first input, of that one's shape.
+        Returns: the loss, its gradient by the parameters [n], and by the input, of that one's shape: a tuple of arrays
+            if the model has several inputs.
+
+        Raises InvalidModelError for a wrong dtype or shape, or if the function was made without a loss.
         """
+        if isinstance(self._loss, Cotangent):
+            raise InvalidModelError("value_and_grad is of a fused gradient that was made with a loss")
         value, flat, inputs, _ = self._computed(x, y, params)
         return value, flat, inputs
 
-    def vjp(
-        self, x: Any, cotangent: Any, params: np.ndarray | None = None
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The model's output, and a cotangent of the output taken back to parameters and first input.
+    def vjp(self, x: Any, cotangent: Any, params: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray, ByInputs]:
+        """The model's output, and a cotangent of the output taken back to parameters and inputs.
 
         Arguments:
             x: as for `FusedTrainer.step`.
             cotangent: of the output's shape.
-            params: the vector of parameters [n]; None: those of `flat`.
+            params: the vector of parameters [n] of this call; None: `flat`, which stays as it is.
 
-        Returns: the output, the gradient by the parameters [n], and by the first input.
+        Returns: the output, the gradient by the parameters [n], and by the input, of that one's shape: a tuple of
+            arrays if the model has several inputs.
+
+        Raises InvalidModelError for a wrong dtype or shape, or if the function was made with a loss.
         """
-        if self._loss.kind != COTANGENT:
+        if not isinstance(self._loss, Cotangent):
             raise InvalidModelError("vjp is of a fused gradient that was made without a loss")
         _, flat, inputs, output = self._computed(x, cotangent, params)
         return output, flat, inputs
 
     def tree(self, flat: np.ndarray) -> Tree:
-        """A vector of parameters or their gradients as a tree under the model's names; views."""
-        return self._tree(flat)
+        """A vector of parameters or their gradients [n] as a tree under the model's names; views.
 
-    def _computed(self, x: Any, y: Any, params: np.ndarray | None) -> tuple[float, np.ndarray, np.ndarray, np.ndarray]:
+        Raises InvalidModelError for a wrong dtype or shape.
+        """
+        return self._tree(vector_of(flat, self._tape.trained, self._tape.dtype, "a vector of parameters"))
+
+    def _computed(self, x: Any, y: Any, params: np.ndarray | None) -> tuple[float, np.ndarray, ByInputs, np.ndarray]:
         arrays = self._arrays(x)
         samples = len(arrays[0])
         targets, labels = self._targets(y, samples)
-        if params is not None:
-            flat = np.asarray(params)
-            if flat.shape != self.flat.shape or flat.dtype != self._tape.dtype:
-                raise InvalidModelError(f"params must be {self._tape.dtype.name} [{self.flat.size}]")
-            self.flat[:] = flat
+        self._check_batch(samples)
         dtype = self._tape.dtype
-        inputs = np.zeros(arrays[0].shape, dtype)
+        by_inputs = tuple(np.zeros(array.shape, dtype) for array in arrays)
+        gradients = by_inputs if len(by_inputs) > 1 else by_inputs[0]
         output = np.zeros((samples, *self._tape.output.shape[1:]), dtype)
-        if samples == 0:
-            return 0.0, np.zeros(self._tape.trained, dtype), inputs, output
-        compiled = self._function(labels, samples, wanted=True)
-        context = self._context
-        for number, array in enumerate(arrays):
-            context[f"x{number}"] = array
-        context["y"], context["index"] = targets, np.arange(samples, dtype=np.int64)
-        context["batch"], context["scale"] = samples, self._loss.scale(self._tape.output, samples)
-        context["input_gradient"], context["output"], context["seed"] = inputs, output, 0
-        compiled.prepare(context, samples, self._threads)
-        compiled.gradients(context.address)
-        chunks = context["chunks"]
-        return compiled.loss(chunks), compiled.summed(chunks), inputs, output
+        with self._lock:
+            context = self._context
+            context["weights"] = self._weights if params is None else self._weights_with(params)
+            if samples == 0:
+                return 0.0, np.zeros(self._tape.trained, dtype), gradients, output
+            compiled = self._function(labels, samples)
+            for n, (array, by_input) in enumerate(zip(arrays, by_inputs, strict=True)):
+                context[f"x{n}"], context[f"by_x{n}"] = array, by_input
+            context["y"], context["index"], context["output"] = targets, np.arange(samples, dtype=np.int64), output
+            context["batch"], context["scale"] = samples, self._loss.scale(self._tape.output, samples)
+            compiled.prepare(context, samples, self._threads)
+            compiled.gradients(context.address)
+            context["seed"] = following(context["seed"])
+            chunks = context["chunks"]
+            return compiled.loss(chunks), compiled.summed(chunks), gradients, output
+
+    def _weights_with(self, params: Any) -> np.ndarray:
+        """All weights with other parameters than those of `flat`."""
+        flat = vector_of(params, self._tape.trained, self._tape.dtype, "params")
+        if self._given is None:
+            self._given = allocated(self._weights.size, self._tape.dtype)
+            self._given[:] = self._weights
+        self._given[: self._tape.trained] = flat
+        return self._given
 
 
 def fused_gradient(
-    model: Model, loss: str | Loss | None = None, *, threads: int | None = 1, target: str | None = None, **options: Any
-) -> FusedGradient:
+    model: Model, loss: str | Loss | None = None, *, threads: int | None = 1, seed: int = 0, target: str | None = None,
+    **options: Any,
+) -> FusedGradient:  # fmt: skip
     """Gradients of a model on the CPU as a native function: for optimisers of one's own and for neural ODEs.
 
         function = ix.fused_gradient(model)
@@ -370,17 +435,15 @@ def fused_gradient(
     Arguments:
         model, threads, target: as for `fused_trainer`.
         loss: mse, cross_entropy, bce, huber or a `Loss`; None for `vjp`.
+        seed: of dropout, 0 to 2³² - 1: the draws of call n are those of step n of a trainer with the same seed.
         options: of the loss (reduction, delta, logits, label_smoothing).
 
     The model is computed in training mode. Running statistics that change are those of the function, not the model's.
+
+    Raises UnsupportedError naming the layers that the engine does not train, InvalidModelError for a strange option.
     """
     if loss is None:
-        if options:
-            raise InvalidModelError(f"without a loss there is no option {next(iter(options))!r}")
-        return FusedGradient(model, Loss(COTANGENT), threads, target)
-    unknown = [name for name in options if name not in ("reduction", "delta", "logits", "label_smoothing")]
-    if unknown:
-        raise InvalidModelError(f"a fused gradient has no option {unknown[0]!r}")
+        known_options("a fused gradient without a loss", options, ())
     return FusedGradient(
-        model, replace(loss, **options) if isinstance(loss, Loss) else Loss(loss, **options), threads, target
+        model, Cotangent() if loss is None else _made(Loss, "loss", loss, options), threads, seed, target
     )
