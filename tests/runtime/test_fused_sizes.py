@@ -77,6 +77,16 @@ TAKEN: dict[str, tuple[Callable[..., Any], Inputs, dict[str, Any]]] = {
     "masked": (lambda m, mask, x, y: x.masked_fill(mask, -1e9) + y, chosen, {}),
     "logic": (lambda m, mask, x, y: (~mask & (x > 0)) | (mask == (y > 0)), chosen, {}),
     "mask as numbers": (lambda m, mask, x, y: mask * x + y, chosen, {}),
+    "a padding mask": (
+        lambda m, i: m.embed(i) * (i != 0).unsqueeze(-1) + (i <= 2).unsqueeze(-1),
+        lambda b: (torch.randint(0, 5, (b, 6)),),
+        {"embed": nn.Embedding(5, 4)},
+    ),
+    "large integers": (
+        lambda m, i: (i == 2**24 - 1).float(),
+        lambda b: (torch.randint(2**24 - 3, 2**24 + 3, (b, 6)),),
+        {},
+    ),
     "joined masks": (lambda m, mask, x, y: torch.cat([x > 0, mask, y > 0], 1).float(), chosen, {}),
 }
 REFUSED: dict[str, tuple[Callable[..., Any], Inputs, dict[str, Any]]] = {
@@ -85,6 +95,11 @@ REFUSED: dict[str, tuple[Callable[..., Any], Inputs, dict[str, Any]]] = {
     "row numbers": (lambda m, x: x + torch.arange(x.shape[0]).reshape(-1, 1), rows, {}),
     "the smaller size": (lambda m, x: x[:, :2] * min(x.shape[0], 2), rows, {}),
     "samples joined": (lambda m, x: torch.cat([x, x], 0), rows, {}),
+    "integers that float32 lacks": (
+        lambda m, i: (i == 2**24).float(),
+        lambda b: (torch.randint(2**24 - 3, 2**24 + 3, (b, 6)),),
+        {},
+    ),
     "a table of integers": (
         lambda m, x: m.table[x],
         lambda b: (torch.randint(0, 7, (b, 4)),),

@@ -164,6 +164,7 @@ FOLDED: Mapping[str, Callable[..., Any]] = {
     "ReduceMean": _reduction(np.mean),
     "ReduceMax": _reduction(np.max),
     "ReduceMin": _reduction(np.min),
+    "ReduceL2": _reduction(lambda x, axis, keepdims: np.sqrt(np.sum(np.square(x), axis=axis, keepdims=keepdims))),
     "Trilu": lambda x, k=0, upper=1: np.triu(x, int(k)) if upper else np.tril(x, int(k)),
     "CumSum": lambda x, axis, exclusive=0, reverse=0: _cumsum(x, int(axis), exclusive, reverse),
 }

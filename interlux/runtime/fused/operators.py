@@ -93,6 +93,26 @@ def _scalar(name: str) -> Callable[..., Tensor]:
 OPERATORS.update({name: _scalar(name) for name in _SCALAR})
 
 
+def _comparison(name: str) -> Callable[..., Tensor]:
+    def compare(b: Builder, *inputs: Value) -> Tensor:
+        """Integers of an input are compared as floating-point numbers, which is exact beside small known ones."""
+        small = any(not isinstance(i, Tensor) and np.all(np.abs(b.numbers_of(i, name)) < _EXACT) for i in inputs)
+        return b.elementwise(
+            name, [replace(numbers(b, i), dtype=b.dtype) if small and _is_raw(b, i) else i for i in inputs], {}
+        )
+
+    return compare
+
+
+def _is_raw(b: Builder, x: Value) -> bool:
+    """Whether x is integers of an input as they lie there."""
+    return isinstance(x, Tensor) and isinstance(x.source, Buffer) and x.source.dtype != b.dtype
+
+
+_EXACT = 2**24  # up to there float32 has all whole numbers
+OPERATORS.update({name: _comparison(name) for name in ("Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual")})
+
+
 def _variadic(name: str) -> Callable[..., Value]:
     def combine(b: Builder, *inputs: Value) -> Value:
         result = inputs[0]
@@ -355,6 +375,12 @@ def Gather(b: Builder, x: Value, indices: Value, *, axis: int = 0) -> Tensor:
 
 def lookup(b: Builder, table: np.ndarray, indices: Tensor, axis: int) -> Tensor:
     """Parts of a known array by row numbers that depend on the input."""
+    if (
+        isinstance(indices.source, Buffer)
+        and indices.source.dtype.kind not in "iu"
+        and indices.source.input is not None
+    ):
+        raise b.refuse(f'Gather with row numbers of {indices.dtype.name}; they need dtype="int64"')
     if not isinstance(indices.source, Buffer) or indices.source.input is None or indices.source.dtype.itemsize < 4:
         raise b.refuse(f"Gather with indices of {indices.dtype.name} that are computed")
     axis %= table.ndim

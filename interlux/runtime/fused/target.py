@@ -69,7 +69,7 @@ def named(name: str) -> Target:
     """
     if name == "host":
         return host()
-    if name not in _FAMILIES:
+    if not isinstance(name, str) or name not in _FAMILIES:
         raise UnsupportedError(f"there is no target {name!r}; choose host, {', '.join(_FAMILIES)}")
     target = _FAMILIES[name]
     triple = _host()[0]
