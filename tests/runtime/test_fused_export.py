@@ -12,6 +12,7 @@ import shutil
 import struct
 import subprocess
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -591,6 +592,74 @@ def test_folders(tmp_path):
         with pytest.raises(InvalidModelError, match="not written by an export"):
             ix.to_c(model, tmp_path / "empty")
     assert not list(tmp_path.rglob(".*"))  # nothing temporary is left
+
+
+def test_an_edited_export_is_kept(tmp_path):
+    model, _ = made("mlp")
+    ix.to_c(model, tmp_path / "net", source=True)
+    (tmp_path / "net" / "main.c").write_text("/* mine */")
+    with pytest.raises(InvalidModelError, match=r"holds 'main.c', not written by an export or changed since"):
+        ix.to_c(model, tmp_path / "net", source=True)
+    assert (tmp_path / "net" / "main.c").read_text() == "/* mine */"
+
+
+def test_exports_to_one_folder_at_once(tmp_path):
+    model, _ = made("mlp")
+    with ThreadPoolExecutor(4) as pool:
+        done = [pool.submit(ix.to_c, model, tmp_path / "net", source=True) for _ in range(16)]
+        assert all(len(future.result()) == 5 for future in done)
+    assert [f.name for f in tmp_path.iterdir()] == ["net"] and len(list((tmp_path / "net").iterdir())) == 5
+
+
+@pytest.mark.parametrize(("options", "what"), [
+    ({"folder": None}, "cannot be the folder"),
+    ({"folder": b"bytes"}, "cannot be the folder"),
+    ({"folder": "null\0"}, "null character"),
+    ({"folder": "a" * 300}, "cannot be written"),
+    ({"folder": "file/x"}, "cannot be written"),
+    ({"name": 3}, "cannot be a C identifier"),
+    ({"name": "ix_"}, "single underscores inside"),
+    ({"name": "net\n"}, "cannot be a C identifier"),
+    ({"target": ["avx2"]}, "no target"),
+    ({"target": ""}, "no target"),
+    ({"target": 3}, "no target"),
+    ({"source": "yes"}, "True or False"),
+    ({"weights": 3}, "no weights in 3"),
+    ({"model": "net"}, "only an interlux Model"),
+    ({"model": nn.Linear(2, 2)}, "only an interlux Model"),
+])  # fmt: skip
+def test_a_wrong_argument_is_named_in_one_line(options, what, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("")
+    with pytest.raises((InvalidModelError, UnsupportedError), match=what) as caught:
+        ix.to_c(**{"model": made("mlp")[0], "folder": "net", **options})
+    assert "\n" not in str(caught.value)
+    assert [f.name for f in tmp_path.iterdir()] == ["file"]
+
+
+@needs_cc
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_angles_of_any_size_in_c_source(dtype, tmp_path):
+    class Angles(nn.Module):
+        def forward(self, x):
+            return torch.cat([x.sin(), x.cos(), x.tan()], 1)
+
+    model = any_batch(ix.from_torch(Angles(), (torch.zeros(2, 3, dtype=dtype),)))
+    ix.to_c(model, tmp_path / "net", source=True)
+    command = [CC, *STRICT, "-ffp-contract=off", "-shared", "-fPIC", "-o", "libnet.so", "net.c", "-lm"]
+    subprocess.run(command, cwd=tmp_path / "net", check=True)
+    kind = torch.zeros(0, dtype=dtype).numpy().dtype
+    rng = np.random.default_rng(0)
+    largest = np.log10(np.finfo(kind).max)
+    x = (rng.uniform(1, 9, (900, 3)) * 10 ** rng.uniform(-largest, largest - 1, (900, 3))).astype(kind)
+    x[0] = np.inf, np.nan, np.finfo(kind).max
+    x[1::2] *= -1
+    (expected,) = ix.compile(model, backend="fused", target="scalar")(x)
+    found = np.zeros_like(expected)
+    assert call(load(tmp_path / "net", "net"), "net", [x], [found], len(x)) == 0
+    np.testing.assert_allclose(found[1:], expected[1:], rtol=1e-6)
+    assert not SAME_ROUNDING or np.array_equal(found, expected, equal_nan=True)
+    np.testing.assert_allclose(found[1:, :3], np.sin(x[1:].astype(np.float64)), rtol=0, atol=np.finfo(kind).eps)
 
 
 def test_all_of_it_or_nothing(tmp_path, monkeypatch):

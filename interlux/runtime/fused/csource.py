@@ -21,7 +21,7 @@ from ...ir.errors import UnsupportedError
 
 _C_TYPES = {
     "float": "float", "double": "double", "ptr": "char *", "void": "void", "i1": "int", "i8": "int8_t",
-    "i16": "int16_t", "i32": "int32_t", "i64": "int64_t",
+    "i16": "int16_t", "i32": "int32_t", "i64": "int64_t", "i128": "ix__i128",
 }  # fmt: skip
 _SHORT = {"float": "f32", "double": "f64", "ptr": "pointer"}
 _BYTES = {"float": "4", "double": "8", "ptr": "(int64_t)sizeof(char *)", "i8": "1", "i16": "2", "i32": "4", "i64": "8"}
@@ -35,6 +35,70 @@ _RELATIONS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">
 _OPPOSITES = {"eq": "!=", "ne": "==", "lt": ">=", "le": ">", "gt": "<=", "ge": "<"}
 _MATH = {"fabs": "fabs", "sqrt": "sqrt", "floor": "floor", "ceil": "ceil", "trunc": "trunc", "copysign": "copysign",
          "roundeven": "rint", "rint": "rint", "nearbyint": "nearbyint", "fma": "fma"}  # fmt: skip
+# Integers of 128 bits, which C99 has not, as pairs of 64; each function after those it calls
+_WIDE = {
+    "i128": "typedef struct {\n    uint64_t high, low;\n} ix__i128;\n",
+    "of": """static ix__i128 ix__i128_of(uint64_t high, uint64_t low)
+{
+    ix__i128 v;
+    v.high = high;
+    v.low = low;
+    return v;
+}
+""",
+    "add": """static ix__i128 ix__i128_add(ix__i128 a, ix__i128 b)
+{
+    const uint64_t low = a.low + b.low;
+    return ix__i128_of(a.high + b.high + (low < a.low), low);
+}
+""",
+    "sub": """static ix__i128 ix__i128_sub(ix__i128 a, ix__i128 b)
+{
+    return ix__i128_of(a.high - b.high - (a.low < b.low), a.low - b.low);
+}
+""",
+    "mul": """static ix__i128 ix__i128_mul(ix__i128 a, ix__i128 b)
+{
+    const uint64_t a0 = a.low & 0xffffffffu, a1 = a.low >> 32, b0 = b.low & 0xffffffffu, b1 = b.low >> 32;
+    const uint64_t first = a0 * b0, second = a1 * b0 + (first >> 32), third = a0 * b1 + (second & 0xffffffffu);
+    const uint64_t high = a1 * b1 + (second >> 32) + (third >> 32);
+    return ix__i128_of(high + a.high * b.low + a.low * b.high, third << 32 | (first & 0xffffffffu));
+}
+""",
+    "shl": """static ix__i128 ix__i128_shl(ix__i128 a, ix__i128 b)
+{
+    const unsigned n = (unsigned)(b.low & 127u);
+    if (n >= 64) {
+        return ix__i128_of(a.low << (n - 64), 0);
+    }
+    return n == 0 ? a : ix__i128_of(a.high << n | a.low >> (64 - n), a.low << n);
+}
+""",
+    "lshr": """static ix__i128 ix__i128_lshr(ix__i128 a, ix__i128 b)
+{
+    const unsigned n = (unsigned)(b.low & 127u);
+    if (n >= 64) {
+        return ix__i128_of(0, a.high >> (n - 64));
+    }
+    return n == 0 ? a : ix__i128_of(a.high >> n, a.low >> n | a.high << (64 - n));
+}
+""",
+    "slt": """static int ix__i128_slt(ix__i128 a, ix__i128 b)
+{
+    const uint64_t sign = (uint64_t)1 << 63;
+    return a.high == b.high ? a.low < b.low : (a.high ^ sign) < (b.high ^ sign);
+}
+""",
+    "ctlz": """static ix__i128 ix__i128_ctlz(ix__i128 a)
+{
+    uint64_t n = 0;
+    while (n < 128 && !((n < 64 ? a.high << n : a.low << (n - 64)) >> 63)) {
+        n++;
+    }
+    return ix__i128_of(0, n);
+}
+""",
+}
 _FLAGS = re.compile(r" (?:nuw|nsw|exact|disjoint|inbounds|nneg|samesign)\b")
 _DEFINE = re.compile(r"define (?:internal )?(\w+) @([\w.]+)\((.*?)\)")
 _NAME = re.compile(r"%[\w.]+")
@@ -81,10 +145,40 @@ def translated(text: str) -> str:
 
     Raises UnsupportedError for an instruction that has no translation here.
     """
-    helpers: dict[str, str] = {}
+    helpers = _tables(text)
     parts = re.findall(r"^define .*?^}", text, re.MULTILINE | re.DOTALL)
-    functions = [_Function(part.splitlines(), helpers).text() for part in parts]
+    functions = [_Function(part.splitlines(), helpers).text() for part in _called_first(parts)]
     return "\n".join([*helpers.values(), *functions])
+
+
+def _called_first(parts: Sequence[str]) -> list[str]:
+    """Functions in an order in which each is defined before it is called."""
+    named = {match[2]: part for part in parts if (match := _DEFINE.match(part))}
+    ordered: dict[str, None] = {}
+
+    def add(part: str) -> None:
+        for name in re.findall(r" call \w+ @([\w.]+)\(", part):
+            if name in named and named[name] not in ordered:
+                add(named[name])
+        ordered.setdefault(part)
+
+    for part in parts:
+        add(part)
+    return list(ordered)
+
+
+def _tables(text: str) -> dict[str, str]:
+    """The constant arrays of a module as arrays of numbers, so that the order of bytes does not matter."""
+    found = {}
+    for name, raw in re.findall(r'^@([\w.]+) = .*constant \[\d+ x i8\] c"(.*)"', text, re.MULTILINE):
+        kinds = set(re.findall(rf"(\w+), ptr @{re.escape(name)}\b", text))
+        if not kinds <= {"i64", "double"}:
+            raise UnsupportedError(f"there is no C for the table {name!r} of {', '.join(sorted(kinds))}")
+        words = struct.unpack(f"<{len(raw) // 24}Q", bytes.fromhex(raw.replace("\\", "")))
+        rows = [", ".join(f"UINT64_C(0x{word:016x})" for word in words[i : i + 4]) for i in range(0, len(words), 4)]
+        body = ",\n    ".join(rows)
+        found[f"@{name}"] = f"static const uint64_t ix__{name}[{len(words)}] = {{\n    {body}\n}};\n"
+    return found
 
 
 class _Function:
@@ -148,12 +242,17 @@ class _Function:
             return self._inlined.get(text, text[1:])
         if text in ("poison", "undef", "zeroinitializer", "null"):
             return "NULL" if kind == "ptr" else "0"
+        if text in self._helpers:
+            return f"(char *)ix__{text[1:]}"
         if kind == "i1":
             return "1" if text in ("true", "1", "-1") else "0"
         if kind in ("float", "double"):
             return self._number(text, kind)
         if not re.fullmatch(r"-?\d+", text):
             raise UnsupportedError(f"there is no C for the constant {text!r}")
+        if kind == "i128":
+            high, low = divmod(int(text) % 2**128, 2**64)
+            return f"{self._wide('of')}(UINT64_C({high}), UINT64_C({low}))"
         return _integer(int(text), kind)
 
     def _number(self, text: str, kind: str) -> str:
@@ -192,6 +291,15 @@ class _Function:
             f"    *({c} *)(void *)p = v;\n#else\n    memcpy(p, &v, sizeof v);\n#endif\n}}\n",
         )
         return name
+
+    def _wide(self, operation: str) -> str:
+        """The function for an operation on integers of 128 bits."""
+        name = operation.removeprefix("plain_")
+        if name not in _WIDE:
+            raise UnsupportedError(f"there is no C for the instruction {name} of i128")
+        for part in ("i128", "of", name):
+            self._helpers.setdefault(part, _WIDE[part])
+        return f"ix__i128_{name}"
 
     def _bitcast(self, source: str, target: str) -> str:
         name = f"ix__{_short(target)}_of_{_short(source)}"
@@ -272,6 +380,8 @@ class _Function:
             return kind, f"{name.split('.')[1]}({values[0]}, {values[1]}, (size_t)({values[2]}))"
         if name.startswith("llvm.memset."):
             return kind, f"memset({values[0]}, {values[1]}, (size_t)({values[2]}))"
+        if name == "llvm.ctlz.i128":
+            return kind, f"{self._wide('ctlz')}({values[0]})"
         if name.startswith("llvm."):
             own = name.split(".")[1]
             if own not in _MATH or kind not in ("float", "double"):
@@ -307,6 +417,8 @@ class _Function:
         return kind, self._arithmetic(operation, kind, self._operand(a, kind), self._operand(b, kind))
 
     def _arithmetic(self, operation: str, kind: str, a: str, b: str) -> str:
+        if kind == "i128":
+            return f"{self._wide(operation)}({a}, {b})"
         if operation in _FLOATING:
             return f"{a} {_FLOATING[operation]} {b}"
         if operation == "frem":
@@ -326,6 +438,8 @@ class _Function:
     def _comparison(self, i: _Instruction) -> str:
         relation, kind, a, b = _match(r"(\w+) (\w+) ([^,]+), (.+)", i)
         a, b = self._operand(a, kind), self._operand(b, kind)
+        if kind == "i128":
+            return f"{self._wide(relation)}({a}, {b})"
         if i.operation == "icmp":
             if relation in _RELATIONS:
                 return f"{a} {_RELATIONS[relation]} {b}"
@@ -347,6 +461,12 @@ class _Function:
         source, value, target = _match(r"(\w+) (.+) to (\w+)", i)
         a, c = self._operand(value, source), _C_TYPES[target]
         match i.operation:
+            case "zext" if target == "i128" and source == "i64":
+                return target, f"{self._wide('of')}(0, (uint64_t){a})"
+            case "trunc" if source == "i128" and target == "i64":
+                return target, f"({c}){a}.low"
+            case _ if "i128" in (source, target):
+                pass
             case "bitcast" | "freeze":
                 return target, a if source == target else f"{self._bitcast(source, target)}({a})"
             case "sext" if source == "i1":

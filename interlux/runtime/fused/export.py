@@ -12,6 +12,9 @@ the vectorised code in the order of sums, in fused multiplications, and by what 
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import itertools
 import json
 import math
 import os
@@ -19,6 +22,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -60,24 +64,42 @@ def to_c(
 
     Arguments:
         model: any model that the fused engine takes.
-        folder: where it goes. An earlier export there is replaced if nothing was added to it; anything else is refused.
+        folder: where it goes. An earlier export there is replaced if nothing was added to it or changed in it; anything
+            else is refused. Of several exports to one folder at once, the last one stays.
         target: host (this machine's processor, the default), avx512, avx2, sse2, neon or scalar. The shared library is
             linked by this machine's C compiler: for this machine's architecture, and if there is a compiler.
-        name: a C identifier that all names in the header begin with; by default made of the folder's.
+        name: a C identifier that all names in the header begin with, without an underscore at its end or two in a row;
+            by default made of the folder's.
         source: C99 in place of machine code, for compilers that LLVM does not target.
         weights: bfloat16: large weights are rounded to it and take half the space; None: they stay as they are.
 
     Returns: the files that were written.
 
-    Raises UnsupportedError naming every layer that the engine has no code for; InvalidModelError for a folder that
-    holds something else, or a bad name; ResourceLimitError if the weights are too large.
+    Raises UnsupportedError naming every layer that the engine has no code for, or for an unknown target;
+    InvalidModelError for what is no model, a bad name, or a folder that holds something else or cannot be written;
+    ResourceLimitError if the weights are too large.
     """
-    place = Path(folder)
+    if not isinstance(model, Model):
+        raise InvalidModelError(f"only an interlux Model is exported, not {type(model).__name__}")
+    if not isinstance(source, bool):
+        raise InvalidModelError(f"source must be True or False, not {source!r}")
+    try:
+        return _exported(model, _place(folder), target, name, source, weights)
+    except OSError as error:
+        raise InvalidModelError(f"{str(folder)!r} cannot be written: {error.strerror or error}") from None
+
+
+def _exported(
+    model: Model, place: Path, target: str | Target | None, name: str | None, source: bool, weights: str | None
+) -> tuple[Path, ...]:
     _check(place)
     if source and target is not None:
         raise UnsupportedError("source=True gives C for every processor: leave out the target")
-    if name is not None and not is_name(name):
-        raise InvalidModelError(f"{name!r} cannot be a C identifier and the name of a file beside C's own")
+    if name is not None and not (isinstance(name, str) and is_name(name)):
+        raise InvalidModelError(
+            f"{name!r} cannot be a C identifier and the name of a file beside C's own; choose letters, digits and "
+            "single underscores inside"
+        )
     chosen = targets.named("scalar") if source else _target(target)
     program = optimised(program_of(model, weights))
     check_first(program)
@@ -90,16 +112,27 @@ def to_c(
     try:
         _write(temporary, described, code, chosen, source)
         names = sorted(file.name for file in temporary.iterdir())
+        hashes = {file: _hash(temporary / file) for file in names}
         text = {"format": FORMAT, "version": 1, "name": described.name, "target": described.target, "files": names}
+        text["sha256"] = hashes
         (temporary / DESCRIPTION).write_text(json.dumps(text, indent=1) + "\n", encoding="utf-8")
         temporary.chmod(0o755)
-        if place.exists():
-            shutil.rmtree(place)
-        temporary.rename(place)
+        _check(place)
+        _replace(place, temporary)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     return tuple(place / file for file in sorted([*names, DESCRIPTION]))
+
+
+def _place(folder: str | os.PathLike[str]) -> Path:
+    try:
+        place = Path(folder)
+        if b"\0" in os.fsencode(place):
+            raise ValueError("it holds a null character")
+    except (TypeError, ValueError) as error:
+        raise InvalidModelError(f"{folder!r} cannot be the folder of an export: {error}") from None
+    return place
 
 
 def _check(place: Path) -> None:
@@ -108,23 +141,70 @@ def _check(place: Path) -> None:
         raise InvalidModelError(f"{place} cannot be replaced by an export; choose a folder with a name")
     if place.is_symlink():
         raise InvalidModelError(f"{place} is a link; choose another folder or remove it")
-    if not place.exists():
-        return
-    if not place.is_dir():
-        raise InvalidModelError(f"{place} exists and is no folder; choose another one or remove it")
+    while True:
+        number = _number(place)
+        if number is None:
+            return
+        if not place.is_dir():
+            raise InvalidModelError(f"{place} exists and is no folder; choose another one or remove it")
+        with suppress(FileNotFoundError):
+            others = _others(place)
+            if not others:
+                return
+            if number == _number(place):  # else another export has replaced it meanwhile
+                named = ", ".join(map(repr, others[:3]))
+                raise InvalidModelError(
+                    f"{place} holds {named}, not written by an export or changed since; "
+                    "choose another folder or remove it"
+                )
+
+
+def _number(place: Path) -> int | None:
+    """What tells a folder from another one of the same name; None if there is none."""
+    try:
+        return place.stat().st_ino
+    except FileNotFoundError:
+        return None
+
+
+def _others(place: Path) -> list[str]:
+    """The names of what an earlier export has not written."""
     found = {file.name for file in place.iterdir()}
     try:
         text = json.loads((place / DESCRIPTION).read_text(encoding="utf-8")) if DESCRIPTION in found else {}
         own = {DESCRIPTION, *text["files"]} if text.get("format") == FORMAT else set()
+        own -= {
+            file for file, known in text.get("sha256", {}).items() if file in found and _hash(place / file) != known
+        }
     except (ValueError, OSError, AttributeError, KeyError, TypeError, RecursionError):
         own = set()
-    if found - own:
-        others = ", ".join(repr(file) for file in sorted(found - own)[:3])
-        raise InvalidModelError(f"{place} holds {others}, not written by an export; choose another folder or remove it")
+    return sorted(found - own)
+
+
+def _hash(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _replace(place: Path, new: Path) -> None:
+    """Puts a folder in the place of another one; of several exports at once the last one stays."""
+    old = Path(tempfile.mkdtemp(prefix=f"{new.name}-", dir=place.parent))
+    try:
+        for number in itertools.count():
+            with suppress(FileNotFoundError):
+                place.rename(old / str(number))
+            try:
+                new.rename(place)
+            except OSError as error:  # another export was faster
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+            else:
+                return
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _target(target: str | Target | None) -> Target:
-    return target if isinstance(target, Target) else targets.named(target or "host")
+    return target if isinstance(target, Target) else targets.named("host" if target is None else target)
 
 
 # What the C functions take and give

@@ -30,8 +30,9 @@ _C_TYPES = {"float32": "float", "float64": "double", "int32": "int32_t", "int64"
 
 
 def is_name(text: str) -> bool:
-    """Whether a name is one that files, functions and macros can begin with."""
-    return bool(re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,62}", text)) and "__" not in text and text.lower() not in _FILES
+    """Whether a name is one that files, functions and macros can begin with: no name has two underscores in a row then,
+    which C++ keeps for itself, and the functions inside of C source begin with."""
+    return bool(re.fullmatch(r"(?=.{1,63}\Z)[A-Za-z](_?[A-Za-z0-9])*", text)) and text.lower() not in _FILES
 
 
 def name_like(text: str) -> str:
