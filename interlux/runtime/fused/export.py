@@ -113,8 +113,7 @@ def _exported(
         _write(temporary, described, code, chosen, source)
         names = sorted(file.name for file in temporary.iterdir())
         hashes = {file: _hash(temporary / file) for file in names}
-        text = {"format": FORMAT, "version": 1, "name": described.name, "target": described.target, "files": names}
-        text["sha256"] = hashes
+        text = {"format": FORMAT, "version": 1, "name": described.name, "target": described.target, "files": hashes}
         (temporary / DESCRIPTION).write_text(json.dumps(text, indent=1) + "\n", encoding="utf-8")
         temporary.chmod(0o755)
         _check(place)
@@ -138,15 +137,15 @@ def _place(folder: str | os.PathLike[str]) -> Path:
 def _check(place: Path) -> None:
     """Raises InvalidModelError if a folder holds what is not an earlier export."""
     if not place.name:
-        raise InvalidModelError(f"{place} cannot be replaced by an export; choose a folder with a name")
+        raise InvalidModelError(f"{str(place)!r} cannot be replaced by an export; choose a folder with a name")
     if place.is_symlink():
-        raise InvalidModelError(f"{place} is a link; choose another folder or remove it")
+        raise InvalidModelError(f"{str(place)!r} is a link; choose another folder or remove it")
     while True:
         number = _number(place)
         if number is None:
             return
         if not place.is_dir():
-            raise InvalidModelError(f"{place} exists and is no folder; choose another one or remove it")
+            raise InvalidModelError(f"{str(place)!r} exists and is no folder; choose another one or remove it")
         with suppress(FileNotFoundError):
             others = _others(place)
             if not others:
@@ -154,7 +153,7 @@ def _check(place: Path) -> None:
             if number == _number(place):  # else another export has replaced it meanwhile
                 named = ", ".join(map(repr, others[:3]))
                 raise InvalidModelError(
-                    f"{place} holds {named}, not written by an export or changed since; "
+                    f"{str(place)!r} holds {named}, not written by an export or changed since; "
                     "choose another folder or remove it"
                 )
 
@@ -172,10 +171,9 @@ def _others(place: Path) -> list[str]:
     found = {file.name for file in place.iterdir()}
     try:
         text = json.loads((place / DESCRIPTION).read_text(encoding="utf-8")) if DESCRIPTION in found else {}
-        own = {DESCRIPTION, *text["files"]} if text.get("format") == FORMAT else set()
-        own -= {
-            file for file, known in text.get("sha256", {}).items() if file in found and _hash(place / file) != known
-        }
+        written = text["files"].items() if text.get("format") == FORMAT else ()
+        own = {file for file, known in written if file in found and _hash(place / file) == known}
+        own |= {DESCRIPTION} if written else set()
     except (ValueError, OSError, AttributeError, KeyError, TypeError, RecursionError):
         own = set()
     return sorted(found - own)
