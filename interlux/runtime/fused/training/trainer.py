@@ -304,7 +304,7 @@ def fused_trainer(
         options: further ones of loss (reduction, delta, logits, label_smoothing) and optimizer (momentum, dampening,
             nesterov, betas, eps, weight_decay).
 
-    Returns: a `FusedTrainer`. The model itself stays as it is.
+    Returns: a `FusedTrainer`. The model itself stays as it is. Threads that share a trainer wait for each other.
 
     Raises UnsupportedError naming the layers that the engine does not train, InvalidModelError for a strange option.
     """
@@ -439,6 +439,7 @@ def fused_gradient(
         options: of the loss (reduction, delta, logits, label_smoothing).
 
     The model is computed in training mode. Running statistics that change are those of the function, not the model's.
+    Threads that share a function wait for each other.
 
     Raises UnsupportedError naming the layers that the engine does not train, InvalidModelError for a strange option.
     """
