@@ -5,7 +5,7 @@ schedule.py              where values and gradients of a tile of samples lie
 products.py, …           code of every step, forward and backward
 losses.py, optimizers.py what is minimised, and how parameters are updated
 code.py, native.py       from a tape to a function, and its memory
-trainer.py               what users see
+checks.py, trainer.py    arguments, and what users see
 """
 
 from .losses import Loss
