@@ -326,7 +326,7 @@ def fused_trainer(model: Model, loss: Any = "mse", optimizer: Any = "adam", **op
 
 
 def fused_gradient(model: Model, loss: Any = None, **options: Any) -> FusedGradient:
-    """Gradients of a model by its parameters and its first input as a native function on the CPU.
+    """Gradients of a model by its parameters and inputs (a tuple of several) as a native function on the CPU.
 
         y, by_params, by_x = ix.fused_gradient(model).vjp(x, cotangent)
         value, by_params, by_x = ix.fused_gradient(model, "mse").value_and_grad(x, y)
