@@ -168,7 +168,8 @@ def test_the_readme_names_every_exit_code() -> None:
     table = dict(re.findall(r"^\| (\d+) \| (.*) \|$", README.read_text(encoding="utf-8"), re.MULTILINE))
     codes = {cli.OK, cli.FAILED, cli.USAGE, cli.UNSUPPORTED, cli.INVALID, cli.RESOURCE, cli.INTERNAL, cli.INTERRUPTED}
     assert {int(code) for code in table} == codes
-    errors = [e for e in vars(ix).values() if inspect.isclass(e) and issubclass(e, ix.InterluxError)]
+    public = [getattr(ix, name) for name in ix.__all__]
+    errors = [e for e in public if inspect.isclass(e) and issubclass(e, ix.InterluxError)]
     assert {e.exit_code for e in errors} <= codes
 
 
