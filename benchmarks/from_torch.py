@@ -36,9 +36,10 @@ CONTENDERS = ("interlux", "torch.onnx")
 LIMITS = {"time": 0.15, "median latency": 0.95, "latency": 1.05}
 LATENCY_ROUNDS = 15
 WINDOW = 0.005  # seconds
-HEADS = (
-    ("MB", 7), ("nodes", 7), ("export s", 10), ("interlux s", 12), ("torch.onnx s", 14), ("ratio", 7), ("file s", 8),
-    ("theirs", 8), ("memory", 8), ("theirs", 8), ("ms", 9), ("theirs", 9), ("ratio", 7),
+COLUMNS = (  # words, widths and digits
+    ("MB", 7, 0), ("nodes", 7, 0), ("export s", 10, 2), ("interlux s", 12, 3), ("torch.onnx s", 14, 2), ("ratio", 7, 3),
+    ("file s", 8, 2), ("theirs", 8, 2), ("memory", 8, 2), ("theirs", 8, 2), ("ms", 9, 2), ("theirs", 9, 2),
+    ("ratio", 7, 2),
 )  # fmt: skip
 
 Made = tuple[nn.Module, tuple[torch.Tensor, ...]]
@@ -193,8 +194,7 @@ def main(arguments: Sequence[str] = ()) -> int:
     parser.add_argument("--folder", help="where the files are written for the time being")
     parser.add_argument("--json", help="file for all numbers")
     options = parser.parse_args(arguments)
-    heads = (f"{word:>{width}}" for word, width in HEADS)
-    print(f"{'model':<20}" + "".join(heads))
+    print(f"{'model':<20}" + "".join(f"{word:>{width}}" for word, width, _ in COLUMNS))
     rows = []
     for name in options.models:
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
@@ -219,13 +219,13 @@ def main(arguments: Sequence[str] = ()) -> int:
         }
         rows.append(row)
         mine, other = latency["interlux"], latency["torch.onnx"]
-        print(
-            f"{name:<20}{ours['bytes'] / 1e6:>7.0f}{ours['nodes']:>7.0f}{row['export']:>10.2f}"
-            f"{ours['seconds']:>12.3f}{theirs['seconds']:>14.2f}{ours['seconds'] / theirs['seconds']:>7.3f}"
-            f"{ours['writing']:>8.2f}{theirs['writing']:>8.2f}"
-            f"{ours['memory']:>8.2f}{theirs['memory']:>8.2f}{mine:>9.2f}{other:>9.2f}{mine / other:>7.2f}",
-            flush=True,
-        )
+        cells = (
+            ours["bytes"] / 1e6, ours["nodes"], row["export"],
+            ours["seconds"], theirs["seconds"], ours["seconds"] / theirs["seconds"],
+            ours["writing"], theirs["writing"], ours["memory"], theirs["memory"], mine, other, mine / other,
+        )  # fmt: skip
+        written = (f"{cell:>{width}.{digits}f}" for cell, (_, width, digits) in zip(cells, COLUMNS, strict=True))
+        print(f"{name:<20}" + "".join(written), flush=True)
     ratios = [row["milliseconds"]["interlux"] / row["milliseconds"]["torch.onnx"] for row in rows]
     times = [row["seconds"]["interlux"] / row["seconds"]["torch.onnx"] for row in rows]
     print(f"latency: median {statistics.median(ratios):.2f}, largest {max(ratios):.2f}; time: largest {max(times):.3f}")

@@ -22,6 +22,18 @@ def sequences(b: int) -> tuple[torch.Tensor, ...]:
     return (torch.randn(b, 5, 6),)
 
 
+def pairs(b: int) -> tuple[torch.Tensor, ...]:
+    return torch.randn(b, 6), torch.randn(b, 6)
+
+
+def images(b: int) -> tuple[torch.Tensor, ...]:
+    return (torch.randn(b, 4, 9, 7),)
+
+
+def tokens(b: int) -> tuple[torch.Tensor, ...]:
+    return (torch.randint(0, 11, (b, 5)),)
+
+
 def integers(b: int) -> tuple[torch.Tensor, ...]:
     return (torch.randint(-9, 9, (b, 6)),)
 

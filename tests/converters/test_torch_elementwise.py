@@ -12,15 +12,11 @@ import torch.nn.functional as F
 
 import interlux as ix
 from tests.helpers import Calls, check_outputs
-from tests.torch_cases import Inputs, check_operator, rows
+from tests.torch_cases import Inputs, check_operator, pairs, rows
 from tests.torch_derivatives import check_derivative
 
 S = torch.special
 INF, NAN = math.inf, math.nan
-
-
-def pairs(b: int) -> tuple[torch.Tensor, ...]:
-    return torch.randn(b, 6), torch.randn(b, 6)
 
 
 def positives(b: int) -> tuple[torch.Tensor, ...]:

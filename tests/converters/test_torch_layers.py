@@ -16,7 +16,16 @@ from torch.nn.utils import parametrizations, rnn
 
 import interlux as ix
 from tests.helpers import Calls, check_outputs
-from tests.torch_cases import Inputs, check_layer, check_layer_in_training, check_operator, rows, sequences
+from tests.torch_cases import (
+    Inputs,
+    check_layer,
+    check_layer_in_training,
+    check_operator,
+    images,
+    rows,
+    sequences,
+    tokens,
+)
 
 # torch's words about its own implementations of some of these layers
 pytestmark = [
@@ -29,20 +38,12 @@ pytestmark = [
 Make = Callable[[], nn.Module]
 
 
-def images(b: int) -> tuple[torch.Tensor, ...]:
-    return (torch.randn(b, 4, 9, 7),)
-
-
 def signals(b: int) -> tuple[torch.Tensor, ...]:
     return (torch.randn(b, 4, 11),)
 
 
 def volumes(b: int) -> tuple[torch.Tensor, ...]:
     return (torch.randn(b, 4, 5, 6, 4),)
-
-
-def tokens(b: int) -> tuple[torch.Tensor, ...]:
-    return (torch.randint(0, 11, (b, 5)),)
 
 
 def behind(first: nn.Module, function: Callable[[torch.Tensor], Any]) -> nn.Module:

@@ -14,19 +14,18 @@ from torch import nn
 
 import interlux as ix
 from tests.helpers import check_outputs
-from tests.torch_cases import Inputs, check_layer, check_layer_in_training, check_operator, integers, rows, sequences
-
-
-def images(b: int) -> tuple[torch.Tensor, ...]:
-    return (torch.randn(b, 4, 9, 7),)
-
-
-def pairs(b: int) -> tuple[torch.Tensor, ...]:
-    return torch.randn(b, 6), torch.randn(b, 6)
-
-
-def tokens(b: int) -> tuple[torch.Tensor, ...]:
-    return (torch.randint(0, 11, (b, 5)),)
+from tests.torch_cases import (
+    Inputs,
+    check_layer,
+    check_layer_in_training,
+    check_operator,
+    images,
+    integers,
+    pairs,
+    rows,
+    sequences,
+    tokens,
+)
 
 
 def halves(b: int) -> tuple[torch.Tensor, ...]:

@@ -61,6 +61,7 @@ def _both(n: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
 @pytest.mark.parametrize("dynamic", ["batch", "auto", None, "own"])
 @pytest.mark.parametrize(("module", "make"), [(ByKeywords(), _keywords), (ByBoth(), _both)], ids=["kwargs", "both"])
 def test_arguments_without_names_in_the_signature(module: nn.Module, make: Any, dynamic: Any) -> None:
+    torch.manual_seed(0)  # a result near zero has no digits to compare
     if dynamic == "own":
         rows = torch.export.Dim("rows", min=1)
         dynamic = torch.utils._pytree.tree_map(

@@ -7,13 +7,12 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from types import FrameType
 from typing import Any
 
 import torch
 from torch.nn.modules import module as torch_module
 
-from .places import Spot, caller, class_name
+from .places import Spot, class_name, note
 
 
 def hooked_parameters(module: torch.nn.Module) -> list[str]:
@@ -48,18 +47,14 @@ def gradients_noted(module: torch.nn.Module, found: dict[str, Spot]) -> Iterator
     register_it: Callable[..., Any] = torch.Tensor.register_hook
     thread = threading.get_ident()
 
-    def note(what: str, frame: FrameType) -> None:
-        if what not in found:
-            found[what] = caller(module, frame)
-
     def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
         if threading.get_ident() == thread and cls.__module__.partition(".")[0] != "torch":
-            note(f"{cls.__qualname__} has a backward of its own", sys._getframe(1))
+            note(found, f"{cls.__qualname__} has a backward of its own", module, sys._getframe(1))
         return apply_it.__get__(None, cls)(*args, **kwargs)
 
     def register_hook(tensor: torch.Tensor, hook: Any) -> Any:
         if threading.get_ident() == thread and not str(getattr(hook, "__module__", "")).startswith("torch."):
-            note("a hook of a tensor changes its gradient", sys._getframe(1))
+            note(found, "a hook of a tensor changes its gradient", module, sys._getframe(1))
         return register_it(tensor, hook)
 
     torch.autograd.Function.apply = classmethod(apply)  # type: ignore[method-assign, assignment]

@@ -89,6 +89,13 @@ def caller(root: torch.nn.Module, frame: FrameType | None) -> Spot:
     return _spot_in(frames[::-1], root) or Spot()
 
 
+def note(found: dict[str, Spot], what: str, root: torch.nn.Module, frame: FrameType) -> None:
+    """Keeps the place that called, from a frame outwards, under what it does; the first stays, and only it is looked
+    for."""
+    if what not in found:
+        found[what] = caller(root, frame)
+
+
 def _first_argument(frame: FrameType) -> Any:
     """`self`, whatever it is called."""
     return frame.f_locals.get(frame.f_code.co_varnames[0]) if frame.f_code.co_argcount else None

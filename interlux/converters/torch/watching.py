@@ -9,7 +9,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from ...ir.errors import UnsupportedError
-from .places import Spot, caller
+from .places import Spot, note
 
 # torch.export does not see what they do, and finds a tensor that comes from nowhere
 _UNSEEN = {
@@ -37,9 +37,9 @@ class Watching(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         if func in _UNSEEN:
-            self._note(self.unseen, _UNSEEN[func])
+            note(self.unseen, _UNSEEN[func], self._module, sys._getframe(1))
         if func is torch.autograd.grad and not kwargs.get("create_graph"):
-            self._note(self.not_further, NOT_FURTHER)
+            note(self.not_further, NOT_FURTHER, self._module, sys._getframe(1))
         if func == torch.Tensor.data.__set__:  # type: ignore[attr-defined]
             raise UnsupportedError("an assignment to `.data` cannot be exported; use .copy_() under torch.no_grad()")
         if func is torch.Tensor.backward:
@@ -56,12 +56,8 @@ class Watching(TorchFunctionMode):
         if not torch.compiler.is_dynamo_compiling() and any(  # torch.cond and its like compile their branches
             isinstance(a, torch.Tensor) and torch._C._functorch.is_gradtrackingtensor(a) for a in args
         ):
-            self._note(self.unseen, _TRANSFORMED)
+            note(self.unseen, _TRANSFORMED, self._module, sys._getframe(1))
         return func(*args, **kwargs)
-
-    def _note(self, found: dict[str, Spot], what: str) -> None:
-        if what not in found:
-            found[what] = caller(self._module, sys._getframe(2))
 
     def explained(self, reason: str, spot: Spot) -> tuple[str, Spot]:
         """Reason and place of an error of torch.export; where it only says that something was not traced, what and

@@ -16,7 +16,7 @@ from onnx import defs
 from ...ir import dtypes, trees, vocabulary
 from ...ir.containers import SEQUENCE
 from ...ir.errors import UnsupportedError
-from ...ir.graph import Graph, Node, ValueInfo
+from ...ir.graph import Graph, Node
 from ...ir.inference import output_container, output_dtype
 from ...ir.interpreter import EVAL, TRAIN, Interpreter, Override
 from ...ir.layer import Layer
@@ -84,7 +84,6 @@ class OnnxInterpreter(Interpreter):
         self.nodes: list[EmittedNode] = []
         self._constants: dict[ArrayData, Emitted] = {}
         self._node: Node | None = None
-        self.known: Mapping[str, ValueInfo] = {}  # shapes of a graph's values by name
 
     def const(self, array: Any, like: Emitted | None = None) -> Emitted:
         data = ArrayData.of(np.asarray(array) if like is None else np.asarray(array).astype(like.dtype))
