@@ -131,7 +131,7 @@ def peak() -> float:
     for i, chain in enumerate(chains):
         f.store(chain.get(), x + (i + 2) * lanes)
     f.ret()
-    library = load(assemble(module.text(), target))
+    library = load(assemble(module.text(), target), ["run"])
     function = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)(library.address("run"))
     memory = np.full(64 * 32, 0.5, np.float32)
     rounds = 100_000

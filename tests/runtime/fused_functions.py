@@ -20,7 +20,7 @@ def start(name: str = "run") -> Function:
 
 def finish(f: Function, inputs: list[Kind], outputs: list[Kind], parameters: Any, **facts: Any) -> Native:
     f.ret()
-    library = load(assemble(f.module.text(), host()))
+    library = load(assemble(f.module.text(), host()), [f.name])
     return Native(library.address(f.name), tuple(inputs), tuple(outputs), parameters, owner=library, **facts)
 
 

@@ -17,7 +17,7 @@ TARGETS = targets.executable()
 
 
 def run(module: Module, name: str, *arguments):
-    library = load(assemble(module.text(), module.target))
+    library = load(assemble(module.text(), module.target), [name])
     kinds = [ctypes.c_int64 if isinstance(a, int) else ctypes.c_void_p for a in arguments]
     function = ctypes.CFUNCTYPE(None, *kinds)(library.address(name))
     function(*(a if isinstance(a, int) else a.ctypes.data for a in arguments))
@@ -206,4 +206,4 @@ def test_wrong_text_is_a_one_line_error():
     module = Module(targets.host())
     module.function("run", []).ret()
     with pytest.raises(InvalidModelError, match="has no function 'walk'"):
-        load(assemble(module.text(), module.target)).address("walk")
+        load(assemble(module.text(), module.target), ["walk"])

@@ -38,7 +38,7 @@ def compiled(function: Callable[..., Value], dtype: str, target: str, lanes: int
     with f.loop(0, f["n"], lanes) as i:
         f.store(function(f, f.load(x + i, lanes, align=4)), y + i, align=4)
     f.ret()
-    library = load(assemble(module.text(), machine))
+    library = load(assemble(module.text(), machine), ["run"])
     kind = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
     return kind(library.address("run")), library
 

@@ -7,7 +7,7 @@
         a = f.load(x + i, 16)                      # <16 x float>
         f.store(a * 2.0 + f.load(y + i, 16), y + i)
     f.ret()
-    library = load(assemble(module.text(), target))
+    library = load(assemble(module.text(), target), ["axpy"])
     library.address("axpy")
 
 A vector of one lane is a scalar, so that code written for `target.lanes(dtype)` lanes runs everywhere. Python numbers
@@ -17,8 +17,9 @@ are constants wherever a value is expected; integer arithmetic on Python ints is
 from __future__ import annotations
 
 import functools
+import itertools
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -839,32 +840,49 @@ def assemble(text: str, target: Target, level: int = 1) -> bytes:
     return machine.emit_object(module)
 
 
+@functools.cache
+def _linker() -> Any:
+    """What puts objects into this process, one for all.
+
+    JITLink, not MCJIT: an object's sections lie in one piece of memory. MCJIT asks for a piece for each kind, and ends
+    the process if the code cannot reach its constants, when the kernel puts them more than 2 GiB apart.
+    """
+    llvm = binding()
+    machine = llvm.Target.from_default_triple().create_target_machine(jit=True)
+    return llvm.create_lljit_compiler(machine, use_jit_link=True, suppress_errors=True)
+
+
+_names = itertools.count()  # of libraries; one is never used again
+
+
 class Library:
     """Machine code in memory; it lives as long as this object."""
 
-    def __init__(self, engine: Any):
-        self._engine = engine
+    def __init__(self, tracker: Any, functions: Iterable[str]):
+        self._tracker = tracker
+        self._addresses = {name: int(tracker[name]) for name in functions}
 
     def address(self, name: str) -> int:
-        """The address of a function. Raises InvalidModelError if there is none of this name."""
-        address = int(self._engine.get_function_address(name))
-        if not address:
-            raise InvalidModelError(f"the compiled code has no function {name!r}")
-        return address
+        """The address of a function, one of those that were asked for."""
+        return self._addresses[name]
 
 
-def load(object_file: bytes, symbols: Mapping[str, int] | None = None) -> Library:
+def load(object_file: bytes, functions: Sequence[str], symbols: Mapping[str, int] | None = None) -> Library:
     """Machine code from an object file for this machine.
 
     Arguments:
         object_file: from `assemble`.
+        functions: the names of those that are called from outside.
         symbols: addresses of external functions and data by name; those of the process (libm, Python) are found anyway.
+
+    Raises InvalidModelError for an object that cannot be loaded here, or has no such functions.
     """
-    llvm = binding()
+    builder = binding().JITLibraryBuilder().add_object_img(object_file).add_current_process()
     for name, address in (symbols or {}).items():
-        llvm.add_symbol(name, address)
-    machine = llvm.Target.from_default_triple().create_target_machine(jit=True)
-    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
-    engine.add_object_file(llvm.ObjectFileRef.from_data(object_file))
-    engine.finalize_object()
-    return Library(engine)
+        builder.import_symbol(name, address)
+    for name in functions:
+        builder.export_symbol(name)
+    try:
+        return Library(builder.link(_linker(), f"interlux {next(_names)}"), functions)
+    except RuntimeError as error:
+        raise InvalidModelError(f"compiled code cannot be loaded: {' '.join(str(error).split())}") from error

@@ -28,13 +28,15 @@ def library() -> Library:
     found = layout()
     symbols = {"interlux_functions": ctypes.addressof(_table)}
     places = repr(found)
+    functions = ["dispatch", "handler", "pool_start", "pool_stop", "pool_run"]
     if isinstance(found, Layout):
+        functions.append("entry")
         symbols.update(found.symbols)
         places = repr({**vars(found), "symbols": ()})
     objects, key = ObjectCache(), key_of(host(), "callers", places)
     cached = objects.get(key)
     if cached is not None:
-        return load(cached.object, symbols)
+        return load(cached.object, functions, symbols)
     module = Module(host())
     emit_pool(module)
     emit_dispatch(module)
@@ -43,7 +45,7 @@ def library() -> Library:
         emit_entry(module, found)
     compiled = assemble(module.text(), module.target)
     objects.put(key, compiled)
-    return load(compiled, symbols)
+    return load(compiled, functions, symbols)
 
 
 @functools.cache

@@ -56,7 +56,7 @@ def loaded(built: Built, nanoseconds: float | None = None) -> Native:
     key = hashlib.sha256(built.object).digest()
     library = _libraries.get(key)
     if library is None:
-        library = _libraries[key] = load(built.object)
+        library = _libraries[key] = load(built.object, ["run"])
     return Native(
         library.address("run"), built.inputs, built.outputs, built.parameters, built.arena, built.grain, nanoseconds,
         key=key, owner=library, arranged=built.arranged,

@@ -51,7 +51,8 @@ class Compiled:
         binary = assemble(self.code.text, target) if found is None else found.object
         if found is None:
             objects.put(key, binary)
-        self.library: Library = load(binary)
+        functions = ["gradients"] if plan.optimizer is None else ["gradients", "train"]
+        self.library: Library = load(binary, functions)
         self.gradients = function_at(self.library.address("gradients"), ctypes.c_void_p)
         if plan.optimizer is not None:
             self.train = function_at(self.library.address("train"), ctypes.c_void_p, ctypes.c_int64)
