@@ -186,6 +186,33 @@ def _parameters() -> list[tuple[str, Callable[[], nn.Module], tuple[int, ...]]]:
     ]  # fmt: skip
 
 
+def _recurrences() -> list[tuple[str, Callable[[], nn.Module], tuple[int, ...]]]:
+    all_steps = lambda s, x: s.r(x)[0]  # noqa: E731
+    states = lambda s, x: torch.cat([*s.r(x)[1]], 1)  # noqa: E731
+    both = lambda s, x: torch.cat([*s.r(x)[1][0], *s.r(x)[1][1]], 1)  # noqa: E731
+    start = lambda s, x: s.r(x, x[:, :2, :4].transpose(0, 1).contiguous())[0]  # noqa: E731
+    learned = lambda s, x: s.r(x, s.w.expand(-1, x.shape[0], -1).contiguous())[0]  # noqa: E731
+    twice = lambda s, x: s.r(torch.tanh(s.r(x)[0]))[0] * x  # noqa: E731
+    return [
+        ("gru", lambda: Own(all_steps, r=nn.GRU(5, 7, batch_first=True)), (6, 5)),
+        ("lstm", lambda: Own(all_steps, r=nn.LSTM(5, 17, batch_first=True)), (6, 5)),
+        ("rnn", lambda: Own(all_steps, r=nn.RNN(5, 9, batch_first=True)), (4, 5)),
+        ("rnn-relu", lambda: Own(all_steps, r=nn.RNN(5, 9, nonlinearity="relu", bias=False, batch_first=True)), (4, 5)),
+        ("one-unit", lambda: Own(all_steps, r=nn.GRU(1, 1, batch_first=True)), (3, 1)),
+        ("one-step", lambda: Own(all_steps, r=nn.LSTM(3, 4, batch_first=True)), (1, 3)),
+        ("gru-stack", lambda: Own(all_steps, r=nn.GRU(3, 4, 2, bidirectional=True, batch_first=True)), (5, 3)),
+        ("lstm-stack", lambda: Own(all_steps, r=nn.LSTM(3, 4, 2, bidirectional=True, bias=False, batch_first=True)),
+         (5, 3)),
+        ("last-states", lambda: Own(states, r=nn.GRU(3, 4, 2, bidirectional=True, batch_first=True)), (5, 3)),
+        ("last-states-of-two", lambda: Own(both, r=nn.LSTM(3, 4, batch_first=True)), (5, 3)),
+        ("given-states", lambda: Own(start, r=nn.GRU(4, 4, 2, batch_first=True)), (5, 4)),
+        ("learned-states", lambda: Own(learned, r=nn.GRU(4, 4, 2, batch_first=True), w=weights(2, 1, 4)), (5, 4)),
+        ("shared", lambda: Own(twice, r=nn.GRU(4, 4, batch_first=True)), (5, 4)),
+        ("head", lambda: Own(lambda s, x: s.a(s.r(x)[0].flatten(1)), r=nn.GRU(3, 8, batch_first=True),
+                             a=nn.Linear(40, 2)), (5, 3)),
+    ]  # fmt: skip
+
+
 ACTIVATIONS = [
     nn.ReLU(), nn.Tanh(), nn.Sigmoid(), nn.GELU(), nn.GELU("tanh"), nn.SiLU(), nn.Mish(), nn.Softplus(), nn.ELU(),
     nn.SELU(), nn.CELU(0.7), nn.LeakyReLU(0.2), nn.Hardtanh(), nn.Hardswish(), nn.Hardsigmoid(), nn.Softsign(),
@@ -236,7 +263,7 @@ def check_gradients(
         close(found, expected, tolerance)
 
 
-CASES = [*_convolutions(), *_pools(), *_others(), *_parameters()]
+CASES = [*_convolutions(), *_pools(), *_others(), *_parameters(), *_recurrences()]
 
 
 @pytest.mark.parametrize("name", [name for name, _, _ in CASES])
@@ -255,7 +282,9 @@ def test_activations(activation: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("name", ["linear-wide", "conv2d-stride", "max-overlapping", "batchnorm2d", "layernorm-rows"])
+@pytest.mark.parametrize(
+    "name", ["linear-wide", "conv2d-stride", "max-overlapping", "batchnorm2d", "layernorm-rows", "gru-stack", "lstm"]
+)
 def test_targets(target: str, name: str) -> None:
     torch.manual_seed(0)
     make, shape = next((make, shape) for n, make, shape in CASES if n == name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,25 +18,48 @@ ACTIVATIONS = {"LSTM": ("Sigmoid", "Tanh", "Tanh"), "GRU": ("Sigmoid", "Tanh"), 
 _NAMES = ("Sigmoid", "Tanh", "Relu", "Softsign", "Softplus", "HardSigmoid", "LeakyRelu", "Elu")
 
 
+@dataclass(frozen=True)
+class Parts:
+    """What differs between engines that execute these layers.
+
+    Arguments:
+        weights: (builder, value, what it is in words) to an array that `part_of` cuts.
+        product: (builder, x [rows, in], weight [out, in], bias [out] or None) to a tensor [rows, out] that is
+            contiguous.
+        loop: (builder, cell, gates [time, gates · hidden], initial states, whether it runs backwards) to the hidden
+            states [time, hidden], and the last states [1, hidden].
+    """
+
+    weights: Callable[[Any, Value, str], Any]
+    product: Callable[[Any, Tensor, Any, Any], Tensor]
+    loop: Callable[[Any, Cell, Tensor, list[Tensor], bool], tuple[Tensor, list[Tensor]]]
+
+
+def part_of(array: Any, key: Any) -> Any:
+    """array[key], of an array or of a tensor."""
+    return array.moved(array.index[key], None) if isinstance(array, Tensor) else array[key]
+
+
 class Cell:
     """One direction's arrays and formulas, ONNX's.
 
     Arguments:
         b: the builder.
+        product: see `Parts`.
         kind: LSTM, GRU or RNN.
         recurrence: [gates · hidden, hidden].
-        bias: of the recurrence [gates · hidden].
+        bias: of the recurrence [gates · hidden], None if there is none.
         activations: names of operators.
         before_reset: GRU's linear_before_reset.
     """
 
     def __init__(
-        self, b: Builder, kind: str, recurrence: np.ndarray, bias: np.ndarray, activations: Sequence[str],
-        before_reset: bool,
+        self, b: Builder, product: Callable[..., Tensor], kind: str, recurrence: Any, bias: Any,
+        activations: Sequence[str], before_reset: bool,
     ):  # fmt: skip
-        self._b, self.kind, self._recurrence, self._bias = b, kind, recurrence, bias
+        self._b, self._make, self.kind, self._recurrence, self._bias = b, product, kind, recurrence, bias
         self._activations, self._before_reset = activations, before_reset
-        self.hidden = recurrence.shape[1]
+        self.hidden: int = recurrence.shape[1]
 
     def __call__(self, gates: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The new states from the inputs' part of the gates [1, gates · hidden] and the states [1, hidden]."""
@@ -52,7 +76,8 @@ class Cell:
 
     def _product(self, h: Tensor, first: int, count: int = 1) -> Tensor:
         rows = slice(first * self.hidden, (first + count) * self.hidden)
-        return dense(self._b, h, self._recurrence[rows], self._bias[rows])
+        bias = None if self._bias is None else part_of(self._bias, rows)
+        return self._make(self._b, h, part_of(self._recurrence, rows), bias)
 
     def _rnn(self, gates: Tensor, h: Tensor) -> tuple[Tensor, ...]:
         return (self._op(self._activations[0], self._op("Add", self._product(h, 0), gates)),)
@@ -78,15 +103,17 @@ class Cell:
         return self._op("Mul", leave, self._op(third, cell)), cell
 
 
-def _recurrent(kind: str) -> Callable[..., tuple[Tensor, ...]]:
+def recurrent(kind: str, parts: Parts) -> Callable[..., tuple[Tensor, ...]]:
+    """The operator of a kind."""
+
     def run(
         b: Builder, x: Tensor, w: Value, r: Value, bias: Value | None = None, lengths: Value | None = None,
         *given: Value | None, hidden_size: int | None = None, direction: str = "forward",
         activations: Sequence[str] | None = None, activation_alpha: Any = None, activation_beta: Any = None,
         clip: float | None = None, layout: int = 0, linear_before_reset: int = 0, input_forget: int = 0,
     ) -> tuple[Tensor, ...]:  # fmt: skip
-        weight, recurrence = (b.numbers_of(a, f"{kind} with weights").astype(np.float64) for a in (w, r))
-        directions, hidden = len(weight), recurrence.shape[2]
+        weight, recurrence = (parts.weights(b, a, f"{kind} with weights") for a in (w, r))
+        directions, _, hidden = recurrence.shape
         names = tuple(activations or ACTIVATIONS[kind] * directions)
         initial = (*given, None, None)[: 2 if kind == "LSTM" else 1]
         if (
@@ -99,16 +126,16 @@ def _recurrent(kind: str) -> Callable[..., tuple[Tensor, ...]]:
             raise b.refuse(f"{kind} whose batch is not axis {batch_axis}")
         b.check_float(x)
         steps = x.reshaped((x.shape[time_axis], x.shape[2]))
-        biases = np.zeros((directions, 2, GATES[kind] * hidden))
-        if bias is not None:
-            biases[:] = b.numbers_of(bias, f"{kind} with biases").reshape(directions, 2, -1)
+        biases = None if bias is None else parts.weights(b, bias, f"{kind} with biases")
         made = []
         for d in range(directions):
             own = names[d * len(ACTIVATIONS[kind]) : (d + 1) * len(ACTIVATIONS[kind])]
-            cell = Cell(b, kind, recurrence[d], biases[d, 1], own, bool(linear_before_reset))
+            halves = slice(GATES[kind] * hidden), slice(GATES[kind] * hidden, None)
+            outer, inner = (None if biases is None else part_of(biases, (d, half)) for half in halves)
+            cell = Cell(b, parts.product, kind, part_of(recurrence, d), inner, own, bool(linear_before_reset))
             start = [_start(b, state, d, batch_axis if layout else 1, hidden) for state in initial]
-            gates = dense(b, steps, weight[d], biases[d, 0])
-            made.append(_loop(b, cell, gates, start, direction == "reverse" or d == 1))
+            gates = parts.product(b, steps, part_of(weight, d), outer)
+            made.append(parts.loop(b, cell, gates, start, direction == "reverse" or d == 1))
         axis = None if x.axis is None else 1
         y = [t.moved(t.index[:, None, None, :], None if axis is None else 2) for t, _ in made]
         outputs = [_joined(b, y, 1)]
@@ -124,9 +151,6 @@ def _recurrent(kind: str) -> Callable[..., tuple[Tensor, ...]]:
         return tuple(outputs)
 
     return run
-
-
-OPERATORS.update({kind: _recurrent(kind) for kind in GATES})
 
 
 def _joined(b: Builder, parts: list[Tensor], axis: int) -> Tensor:
@@ -188,3 +212,10 @@ def _early(body: list[Step], source: Any) -> bool:
         if step.output is source:
             return False
     return False
+
+
+def _numbers(b: Builder, value: Value, what: str) -> np.ndarray:
+    return b.numbers_of(value, what).astype(np.float64)
+
+
+OPERATORS.update({kind: recurrent(kind, Parts(_numbers, dense, _loop)) for kind in GATES})

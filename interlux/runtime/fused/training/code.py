@@ -33,6 +33,7 @@ from .elementwise import elementwise, elementwise_backward, has_derivative, rear
 from .losses import Loss, loss
 from .optimizers import Optimizer, update
 from .products import lane_sums, linear, linear_backward
+from .recurrence import History, Recurrence, made_by, recurrence, recurrence_backward, with_bodies
 from .reductions import (
     REDUCTIONS,
     normalize,
@@ -57,6 +58,10 @@ KERNELS: dict[type, tuple[Callable[..., None], Callable[..., None]]] = {
     Softmax: (softmax, softmax_backward),
     Normalization: (normalize, normalize_backward),
     Draws: (draws, draws_backward),
+    Recurrence: (
+        lambda s, step: recurrence(s, step, KERNELS),
+        lambda s, g, step: recurrence_backward(s, g, step, KERNELS),
+    ),
 }
 _VECTOR = 64  # numbers: gradients are filled up to a multiple of it
 
@@ -125,17 +130,33 @@ class _Layout:
         tape = plan.tape
         self.places: dict[Buffer, int] = {}
         self.size = 0
-        values: dict[Buffer, None] = dict.fromkeys(tape.inputs)
-        values.update(dict.fromkeys(step.output for step in tape.steps))
         self.weight = Buffer(1, tape.dtype)
         size = 1 if plan.labels else tape.output.size
         self.target = Buffer(size, tape.dtype)
         self.gradients = gradients_of(plan.tape, plan.inputs)
-        inner = [s.operands[0].shape[1] for s in tape.steps if isinstance(s, Linear) and s.shape[1] >= 8]
-        self.transposed = Buffer(-(-max(inner, default=0) // _VECTOR) * _VECTOR, tape.dtype)
+        linear = [s for s in with_bodies(tape.steps) if isinstance(s, Linear) and s.shape[1] >= 8]
+        inner = max((s.operands[0].shape[1] for s in linear), default=0)
+        self.transposed = Buffer(-(-inner // _VECTOR) * _VECTOR, tape.dtype)
+        rounds: dict[Buffer, int] = {}
+        inside: dict[Buffer, tuple[Buffer, int]] = {}  # another buffer that one lies in, and where
+        for step in tape.steps:
+            if isinstance(step, Recurrence):
+                rounds.update((part.output, step.count) for part in step.body)
+                for history in step.histories:
+                    self._alias(inside, history)
+        values = dict.fromkeys([*tape.inputs, *(step.output for step in with_bodies(tape.steps)), *rounds])
         for buffer in (*values, self.weight, self.transposed, self.target, *self.gradients.values()):
-            self.places[buffer] = self.size
-            self.size += buffer.size
+            if buffer not in inside:
+                self.places[buffer] = self.size
+                self.size += buffer.size * rounds.get(buffer, 1)
+        self.places.update((buffer, self.places[whole] + start) for buffer, (whole, start) in inside.items())
+
+    def _alias(self, inside: dict[Buffer, tuple[Buffer, int]], history: History) -> None:
+        """A round's states and their gradients lie in the history and its gradient."""
+        for buffer, start in ((history.before, 0), (history.after, history.after.size)):
+            inside[buffer] = history.kept, start
+            if buffer in self.gradients:
+                inside[self.gradients[buffer]] = self.gradients[history.kept], start
 
 
 def gradients_of(tape: Tape, inputs: bool) -> dict[Buffer, Buffer]:
@@ -144,11 +165,21 @@ def gradients_of(tape: Tape, inputs: bool) -> dict[Buffer, Buffer]:
     if inputs:
         needed.update((x, Buffer(x.size, tape.dtype)) for x in tape.inputs)
     for step in tape.steps:
-        if step.output in tape.stopped:
+        parts = step.body if isinstance(step, Recurrence) else [step]
+        read = [t for part in parts for t in (getattr(part, "weight", None), getattr(part, "bias", None))]
+        if step.output in tape.stopped or not (
+            any(isinstance(t, Tensor) and _has_gradient(tape, needed, t) for t in (*read, *step.operands))
+            or (isinstance(step, Recurrence) and any(buffer in needed for buffer in made_by(step)))
+        ):
             continue
-        read = [getattr(step, "weight", None), getattr(step, "bias", None), *step.operands]
-        if any(isinstance(t, Tensor) and _has_gradient(tape, needed, t) for t in read):
-            needed.setdefault(step.output, Buffer(step.output.size, tape.dtype))
+        made = {buffer: buffer.size for buffer in made_by(step)}
+        if isinstance(step, Recurrence):
+            made.update((buffer, buffer.size) for h in step.histories for buffer in (h.before, h.after))
+            # those of products are kept for all rounds, for the gradients of their weights
+            counts = ((part, step.count if isinstance(part, Linear) else 1) for part in parts)
+            made.update((part.output, part.output.size * count) for part, count in counts)
+        for buffer, size in made.items():
+            needed.setdefault(buffer, Buffer(size, tape.dtype))
     return needed
 
 
@@ -164,7 +195,7 @@ def check_derivatives(tape: Tape, inputs: bool) -> None:
     """
     needed = gradients_of(tape, inputs)
     strange = []
-    for step in tape.steps:
+    for step in with_bodies(tape.steps):
         what = type(step).__name__
         fine = isinstance(step, BatchNormalization) or type(step) in KERNELS
         if isinstance(step, Elementwise) and step.output in needed:
@@ -242,11 +273,11 @@ def _phases(plan: Plan, layout: _Layout) -> tuple[list[list[Action]], list[Betwe
     if plan.output:
         phases[-1].append(lambda s: _store(s, plan.tape.output, "output"))
 
-    readers = Counter(t.source for step in tape.steps for t in step.operands)
+    readers = Counter(t.source for step in with_bodies(tape.steps) for t in step.operands)
     readers[tape.output.source] += 1
     made: dict[Buffer, Instruction] = {
         step.output: step.activation
-        for step in tape.steps
+        for step in with_bodies(tape.steps)
         if isinstance(step, Linear | Convolution) and step.activation is not None
     }
 
@@ -262,7 +293,7 @@ def _phases(plan: Plan, layout: _Layout) -> tuple[list[list[Action]], list[Betwe
         loss(s, g, plan.loss, tape.output, layout.target, plan.labels, weight)
 
     def back(s: TrainingSchedule, step: Step) -> None:
-        if gradients(s).has(step.output):
+        if any(gradients(s).has(buffer) for buffer in made_by(step)):
             KERNELS[type(step)][1](s, gradients(s), step)
 
     def to_input(s: TrainingSchedule, number: int, x: Buffer) -> None:

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from ..steps import Elementwise, Step
+from .recurrence import Recurrence, made_by
 from .steps import BatchNormalization, Convolution, Linear, Tape
 
 # Activations whose derivative follows from their value alone, so that what goes in need not be kept.
@@ -25,8 +26,9 @@ def _alive(tape: Tape) -> list[Step]:
     wanted = {tape.output.source}
     kept = []
     for step in reversed(tape.steps):
-        if step.output in wanted or (isinstance(step, BatchNormalization) and step.running is not None):
-            wanted.update(t.source for t in step.operands)
+        used = any(buffer in wanted for buffer in made_by(step))
+        if used or (isinstance(step, BatchNormalization) and step.running is not None):
+            wanted.update([*(t.source for t in step.operands), *made_by(step)])
             kept.append(step)
     return kept[::-1]
 
@@ -38,6 +40,8 @@ def _absorbed(steps: list[Step], tape: Tape) -> list[Step]:
     makers: dict[object, Linear | Convolution] = {}
     kept: list[Step] = []
     for step in steps:
+        if isinstance(step, Recurrence):
+            step.body = _absorbed(step.body, tape)
         if isinstance(step, Linear | Convolution):
             makers[step.output] = step
         elif isinstance(step, Elementwise) and len(step.code) == 1:

@@ -104,29 +104,16 @@ def unseen(s: TrainingSchedule, value: Value, offset: int, first: Index, block: 
     return f.select(f.sub(f.mul(block, blocks.size), first) > offset, f.const(0.0, value.type), value)
 
 
-def linear_backward(s: TrainingSchedule, g: Gradients, step: Linear) -> None:
-    """The gradients of x, weight and bias."""
+def linear_backward(s: TrainingSchedule, g: Gradients, step: Linear, parameters: bool = True) -> None:
+    """The gradients of x, and of weight and bias unless they are computed for many executions at once."""
     f = s.f
     (x,) = step.operands
     rows, outs = step.shape
-    inner = x.shape[1]
     access, weight = access_of(x), access_of(step.weight)
     finish_gradient(s, g, step)
     delta = g.of(step.output)
-    if weight.offset < s.tape.trained:
-        apart = access.strides[1] * s.stride(x.source)
-
-        def places(position: Sequence[Index]) -> tuple[Value, Value]:
-            (row,) = position
-            return s.at(delta, f.mul(row, outs)), s.at(x.source, s.index(access, [row, 0]))
-
-        if transposes(s, step):
-            with f.loop(0, rows) as row:
-                left, right = places([row])
-                _outer_rows(s, left, right, outs, inner, apart, weight.offset, weight.strides[0])
-        else:
-            outer(s, (rows,), places, (outs, s.tile), (inner, apart), weight.offset, weight.strides)
-    bias_gradient(s, step, delta, rows, lambda row, o: f.add(f.mul(row, outs), o))
+    if parameters:
+        linear_parameters(s, g, step)
     if not g.wanted(x):
         return
     sink = g.sink(x)
@@ -138,7 +125,37 @@ def linear_backward(s: TrainingSchedule, g: Gradients, step: Linear) -> None:
             sink.put(value, s.index(access, [row, k]), group)
 
         zero = s.constant(0.0)
-        product(s, inner, outs, begin, s.tile, place, weight.strides[::-1], lambda _: zero, finish, sink.adds)
+        product(s, x.shape[1], outs, begin, s.tile, place, weight.strides[::-1], lambda _: zero, finish, sink.adds)
+
+
+def linear_parameters(s: TrainingSchedule, g: Gradients, step: Linear, count: int = 1, apart: int = 0) -> None:
+    """The gradients of weight and bias.
+
+    Arguments:
+        count: of executions of the step, whose results lie one behind the other.
+        apart: numbers of a sample between their inputs.
+    """
+    f = s.f
+    (x,) = step.operands
+    rows, outs = step.shape
+    inner = x.shape[1]
+    access, weight = access_of(x), access_of(step.weight)
+    delta = g.of(step.output)
+    if weight.offset < s.tape.trained:
+        distance = access.strides[1] * s.stride(x.source)
+
+        def places(position: Sequence[Index]) -> tuple[Value, Value]:
+            number, row = position
+            left = s.at(delta, f.mul(f.add(f.mul(number, rows), row), outs))
+            return left, s.at(x.source, f.add(s.index(access, [row, 0]), f.mul(number, apart)))
+
+        if transposes(s, step):
+            with s.nest((count, rows)) as position:
+                left, right = places(position)
+                _outer_rows(s, left, right, outs, inner, distance, weight.offset, weight.strides[0])
+        else:
+            outer(s, (count, rows), places, (outs, s.tile), (inner, distance), weight.offset, weight.strides)
+    bias_gradient(s, step, delta, count * rows, lambda row, o: f.add(f.mul(row, outs), o))
 
 
 def transposes(s: TrainingSchedule, step: Linear) -> bool:

@@ -28,12 +28,13 @@ from ..steps import Elementwise, Rearrange, Step
 from ..tensors import Buffer, Shape, Tensor, broadcast, constant, whole
 from .elementwise import BINARY
 from .fusion import fused
+from .recurrence import TRAINED
 from .steps import BatchNormalization, Convolution, Draws, Linear, Normalization, Tape, Weights
 
 _ALIGNMENT = 64  # numbers: the vector of trained parameters is filled up to a multiple of it
 # What only moves elements, or is made of what is here: as in inference.
 _SHARED = frozenset(
-    ["ArgMax", "AveragePool", "Cast", "Clip", "Concat", "DepthToSpace", "Expand", "Flatten", "GatherElements",
+    ["ArgMax", "AveragePool", "Cast", "Clip", "Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "GatherElements",
      "GlobalAveragePool", "GlobalMaxPool", "Identity", "LogSoftmax", "Max", "MaxPool", "Mean", "Min", "Pad",
      "Pow", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "Reshape", "Shape", "Size", "Slice",
      "Softmax", "SpaceToDepth", "Split", "Squeeze", "Sum", "Tile", "Transpose", "Unsqueeze"]
@@ -226,6 +227,8 @@ class Recorder(Builder):
         return super().stored(self.own(tensor))
 
     def joined(self, tensors: Sequence[Tensor], axis: int, shape: Shape, like: Tensor) -> Tensor:
+        if all(t.source is self.vector for t in tensors):  # still parameters, perhaps of a recurrence
+            return like.moved(np.concatenate([t.index for t in tensors], axis), like.axis)
         return super().joined([self.own(t) for t in tensors], axis, shape, like)
 
     def own(self, tensor: Tensor) -> Tensor:
@@ -380,6 +383,7 @@ _TRAINING: dict[str, Any] = {
     "RMSNormalization": _rms_normalization,
     "GroupNormalization": _group_normalization,
     "StopGradient": _stop_gradient,
+    **TRAINED,
 }
 
 

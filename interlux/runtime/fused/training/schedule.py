@@ -6,7 +6,7 @@ one that `group` says, in a loop around them (`groups`), or read several by them
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -75,6 +75,7 @@ class TrainingSchedule(Schedule):
 
     def at(self, source: Source, index: Index) -> Value:
         f = self.f
+        index = f.add(index, self.shifts.get(source, 0))
         pointer = f.offset(self.base(source), f.mul(index, self.stride(source)))
         return pointer if isinstance(source, Constant | Weights) else f.offset(pointer, self.group)
 
@@ -195,6 +196,20 @@ class Gradients:
         """Whether anything contributes to the gradient of a step's output."""
         return buffer in self._started
 
+    def known(self, source: Source) -> bool:
+        """Whether a source has a gradient."""
+        return source in self._buffers
+
+    def begin(self, source: Source) -> None:
+        """Makes the gradient of a buffer zero if nothing has contributed to it; from now on contributions are added."""
+        if source in self._buffers and source not in self._started:
+            self._s.fill(self._whole(source), source.size * self._s.tile)
+            self._started.add(source)
+
+    def given(self, buffers: Iterable[Buffer]) -> None:
+        """Notes that contributions are added to gradients that lie in others'."""
+        self._started.update(buffer for buffer in buffers if buffer in self._buffers)
+
     def sink(self, t: Tensor, *, fills: bool | None = None) -> Sink:
         """Where a step's contribution to the gradient of its operand goes.
 
@@ -214,7 +229,7 @@ class Gradients:
             self.finished.add(source)
         return Sink(self._s, t, self._buffers[source], add=not (first and covers), activation=activation)
 
-    def _whole(self, source: Buffer) -> Value:
+    def _whole(self, source: Source) -> Value:
         group, self._s.group = self._s.group, 0
         pointer = self._s.at(self._buffers[source], 0)
         self._s.group = group
