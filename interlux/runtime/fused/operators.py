@@ -97,16 +97,15 @@ def _comparison(name: str) -> Callable[..., Tensor]:
     def compare(b: Builder, *inputs: Value) -> Tensor:
         """Integers of an input are compared as floating-point numbers, which is exact beside small known ones."""
         small = any(not isinstance(i, Tensor) and np.all(np.abs(b.numbers_of(i, name)) < _EXACT) for i in inputs)
-        return b.elementwise(
-            name, [replace(numbers(b, i), dtype=b.dtype) if small and _is_raw(b, i) else i for i in inputs], {}
-        )
+        return b.elementwise(name, [_as_numbers(b, i) if small else i for i in inputs], {})
 
     return compare
 
 
-def _is_raw(b: Builder, x: Value) -> bool:
-    """Whether x is integers of an input as they lie there."""
-    return isinstance(x, Tensor) and isinstance(x.source, Buffer) and x.source.dtype != b.dtype
+def _as_numbers(b: Builder, x: Value) -> Value:
+    """Integers of an input as they lie there become floating-point numbers."""
+    raw = isinstance(x, Tensor) and isinstance(x.source, Buffer) and x.source.dtype != b.dtype
+    return replace(numbers(b, x), dtype=b.dtype) if raw and isinstance(x, Tensor) else x
 
 
 _EXACT = 2**24  # up to there float32 has all whole numbers

@@ -55,9 +55,9 @@ class Recurrence(Step):
     shifts: list[Shift]
     histories: list[History]
 
-    def strides(self) -> dict[Source, int]:
+    def strides(self) -> dict[Buffer, int]:
         """By how much each buffer of a round lies behind that of the round before."""
-        found: dict[Source, int] = {step.output: step.output.size for step in self.body}
+        found = {step.output: step.output.size for step in self.body}
         found.update((buffer, h.before.size) for h in self.histories for buffer in (h.before, h.after))
         found.update((shift.source, shift.stride) for shift in self.shifts)
         return found
@@ -154,12 +154,12 @@ def _round(s: TrainingSchedule, step: Recurrence, t: Index, gradients: Gradients
     f = s.f
     starts = {shift.source: shift.start for shift in step.shifts}
     moved: dict[Source, Index] = {
-        source: f.add(f.mul(t, stride), starts.get(source, 0)) for source, stride in step.strides().items()
+        buffer: f.add(f.mul(t, stride), starts.get(buffer, 0)) for buffer, stride in step.strides().items()
     }
     if gradients is not None:
         kept = [*starts, *(x for h in step.histories for x in (h.before, h.after))]
         kept += [inner.output for inner in step.body if isinstance(inner, Linear)]
-        moved.update((gradients.of(x), moved[x]) for x in kept if gradients.known(x))  # type: ignore[arg-type]
+        moved.update((gradients.of(x), moved[x]) for x in kept if gradients.known(x))
     return moved
 
 
@@ -176,8 +176,8 @@ def recurrence_backward(
 ) -> None:
     """The rounds from the last to the first, then the gradients of their weights from what all of them have left."""
     f = s.f
-    for source in (*(h.kept for h in step.histories), *(t.source for t in step.operands)):
-        g.begin(source)
+    for buffer in (*made_by(step), *(t.source for t in step.operands)):
+        g.begin(buffer)  # type: ignore[arg-type]
     g.given(x for h in step.histories for x in (h.before, h.after))
     with f.loop(0, step.count) as i:
         s.shifts = _round(s, step, f.sub(step.count - 1, i), g)
@@ -192,4 +192,5 @@ def recurrence_backward(
     strides = step.strides()
     for inner in step.body:
         if isinstance(inner, Linear) and g.has(inner.output):
-            linear_parameters(s, g, inner, step.count, strides.get(inner.operands[0].source, 0))
+            source = inner.operands[0].source
+            linear_parameters(s, g, inner, step.count, strides[source] if isinstance(source, Buffer) else 0)

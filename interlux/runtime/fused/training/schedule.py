@@ -196,15 +196,15 @@ class Gradients:
         """Whether anything contributes to the gradient of a step's output."""
         return buffer in self._started
 
-    def known(self, source: Source) -> bool:
-        """Whether a source has a gradient."""
-        return source in self._buffers
+    def known(self, buffer: Buffer) -> bool:
+        """Whether a buffer has a gradient."""
+        return buffer in self._buffers
 
-    def begin(self, source: Source) -> None:
+    def begin(self, buffer: Buffer) -> None:
         """Makes the gradient of a buffer zero if nothing has contributed to it; from now on contributions are added."""
-        if source in self._buffers and source not in self._started:
-            self._s.fill(self._whole(source), source.size * self._s.tile)
-            self._started.add(source)
+        if buffer in self._buffers and buffer not in self._started:
+            self._s.fill(self._whole(buffer), buffer.size * self._s.tile)
+            self._started.add(buffer)
 
     def given(self, buffers: Iterable[Buffer]) -> None:
         """Notes that contributions are added to gradients that lie in others'."""
@@ -229,7 +229,7 @@ class Gradients:
             self.finished.add(source)
         return Sink(self._s, t, self._buffers[source], add=not (first and covers), activation=activation)
 
-    def _whole(self, source: Source) -> Value:
+    def _whole(self, source: Buffer) -> Value:
         group, self._s.group = self._s.group, 0
         pointer = self._s.at(self._buffers[source], 0)
         self._s.group = group
