@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from .ir.errors import InvalidModelError, UnsupportedError
 from .ir.layer import Layer
-from .ir.model import Model
+from .ir.model import Model, check_model
 
 if TYPE_CHECKING:
     from .runtime.fused.training import FusedGradient, FusedTrainer
@@ -155,11 +155,7 @@ def compile(model: Model, backend: str = "jax", device: str = "cpu", **options: 
     Raises UnsupportedError for what the backend does not know: a layer, a device, an option; InvalidModelError if this
     is no model.
     """
-    if not isinstance(model, Model):
-        raise InvalidModelError(
-            f"compile takes a Model, not {type(model).__name__}; ix.from_torch, ix.from_onnx and ix.Model.from_layer "
-            "make one"
-        )
+    check_model(model, "compile")
     make = _maker(backend)
     known = list(inspect.signature(make).parameters)[2:]  # behind model and device
     unknown = sorted(options.keys() - set(known))

@@ -111,6 +111,16 @@ def test_wrong_inputs_are_named(arguments: dict[str, Any], words: str, model: Mo
             ix.compile(model, backend=backend)(**arguments)
 
 
+@pytest.mark.parametrize("name", ["to_onnx", "save", "to_c"])
+def test_what_is_no_model_is_refused(name: str, model: Model, tmp_path: Path) -> None:
+    for wrong in (model.layer, None, "net"):
+        with pytest.raises(ix.InvalidModelError, match=f"^{name} takes a Model, not .*from_layer make one$"):
+            getattr(ix, name)(wrong, tmp_path / "out")
+        with pytest.raises(ix.InvalidModelError, match="takes a Model"):
+            ix.verify(model, wrong)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_missing_framework_is_one_line(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [n for n in sys.modules if n == "onnx" or n.startswith(("onnx.", "interlux.runtime.onnx"))]:
         monkeypatch.delitem(sys.modules, name)

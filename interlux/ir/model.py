@@ -429,3 +429,16 @@ class Model:
     def __repr__(self) -> str:
         name = self.metadata.get("name", type(self.layer).__name__)
         return f"<interlux.Model {name}: {trees.count(self.params)} parameters>"
+
+
+def check_model(model: Any, taker: str) -> None:
+    """Raises InvalidModelError unless this is a Model.
+
+    Arguments:
+        taker: what takes it, for the error: "compile".
+    """
+    if not isinstance(model, Model):
+        raise InvalidModelError(
+            f"{taker} takes a Model, not {type(model).__name__}; ix.from_torch, ix.from_onnx and ix.Model.from_layer "
+            "make one"
+        )

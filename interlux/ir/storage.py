@@ -29,7 +29,7 @@ from .foreign import Foreign
 from .graph import ByMode, Graph, ModuleCall, Node, Unavailable, ValueInfo
 from .layer import Layer
 from .layers.basic import ArrayData
-from .model import Dimension, Model, Signature, TensorSpec
+from .model import Dimension, Model, Signature, TensorSpec, check_model
 from .trees import Path, Tree
 
 FORMAT, VERSION = "interlux", 1
@@ -266,6 +266,7 @@ def save(model: Model, path: str | os.PathLike[str]) -> None:
 
     from safetensors.numpy import save_file
 
+    check_model(model, "save")
     target = FilePath(path)
     if target.exists() and not (target / "model.json").is_file() and (not target.is_dir() or any(target.iterdir())):
         raise InvalidModelError(f"{target} exists and is not a saved model; choose another folder or remove it")

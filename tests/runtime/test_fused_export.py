@@ -625,8 +625,8 @@ def test_exports_to_one_folder_at_once(tmp_path):
     ({"target": 3}, "no target"),
     ({"source": "yes"}, "True or False"),
     ({"weights": 3}, "no weights in 3"),
-    ({"model": "net"}, "only an interlux Model"),
-    ({"model": nn.Linear(2, 2)}, "only an interlux Model"),
+    ({"model": "net"}, "to_c takes a Model"),
+    ({"model": nn.Linear(2, 2)}, "to_c takes a Model"),
 ])  # fmt: skip
 def test_a_wrong_argument_is_named_in_one_line(options, what, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -31,7 +31,7 @@ import numpy as np
 
 from ...ir.dtypes import dtype_named
 from ...ir.errors import InvalidModelError, ResourceLimitError, UnsupportedError
-from ...ir.model import Dimension, Model, Signature, TensorSpec
+from ...ir.model import Dimension, Model, Signature, TensorSpec, check_model
 from . import target as targets
 from .csource import translated
 from .export_names import Interface, Port, identifier, is_name, name_like
@@ -79,8 +79,7 @@ def to_c(
     InvalidModelError for what is no model, a bad name, or a folder that holds something else or cannot be written;
     ResourceLimitError if the weights are too large.
     """
-    if not isinstance(model, Model):
-        raise InvalidModelError(f"only an interlux Model is exported, not {type(model).__name__}")
+    check_model(model, "to_c")
     if not isinstance(source, bool):
         raise InvalidModelError(f"source must be True or False, not {source!r}")
     try:

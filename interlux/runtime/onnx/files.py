@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 
 from ...ir.errors import InvalidModelError
-from ...ir.model import Model
+from ...ir.model import Model, check_model
 from .assembly import Emission
 from .emitter import emission
 
@@ -28,6 +28,7 @@ def to_onnx(model: Model, path: str | os.PathLike[str], opset: int | None = None
         path: the file; an existing one is replaced once the new one is complete.
         opset: version of ai.onnx, 13 to the newest; None for 20, or what the model needs above that.
     """
+    check_model(model, "to_onnx")
     write(emission(model, opset), Path(path))
 
 

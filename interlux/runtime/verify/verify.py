@@ -12,7 +12,7 @@ import numpy as np
 from ...ir import trees
 from ...ir.dtypes import dtype_named
 from ...ir.errors import InterluxError, InvalidModelError, ResourceLimitError, UnsupportedError
-from ...ir.model import Model, Signature, TensorSpec
+from ...ir.model import Model, Signature, TensorSpec, check_model
 from ..runner import first_line
 from . import probes as _probes
 from .bounds import integer_bounds
@@ -57,6 +57,7 @@ def verify(
     Raises UnsupportedError for an unknown backend, InvalidModelError if `inputs` don't fit the signature or the source
     itself runs on none of the inputs.
     """
+    check_model(model, "verify")
     signature = model.require_signature()
     _refuse_containers(signature, inputs is not None)
     if isinstance(backends, str):

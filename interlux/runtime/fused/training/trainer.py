@@ -11,7 +11,7 @@ import numpy as np
 
 from ....ir import trees
 from ....ir.errors import InvalidModelError, UnsupportedError
-from ....ir.model import Model
+from ....ir.model import Model, check_model
 from ....ir.trees import Tree
 from ..target import Target
 from ..threads import cores
@@ -44,11 +44,7 @@ class _Function:
     ):
         from ..engine import target_named
 
-        if not isinstance(model, Model):
-            raise InvalidModelError(
-                f"model must be an interlux Model, not {type(model).__name__}; "
-                "make one with ix.from_torch, ix.from_onnx or ix.Model.from_layer"
-            )
+        check_model(model, "native training")
         if target is not None and not isinstance(target, str | Target):
             raise InvalidModelError(f"target must be a name, not {target!r}")
         self._target = target_named(target)
