@@ -7,7 +7,7 @@ import itertools
 import sys
 
 SHORT = ("import_time", "from_torch_scaling")
-WITH_OPTIONS = ("memory", "onnx_on_jax", "from_torch", "fused", "fused_training")
+WITH_OPTIONS = ("memory", "onnx_on_jax", "from_torch", "fused", "fused_costs", "fused_training")
 NAMES = (*SHORT, *WITH_OPTIONS)
 
 

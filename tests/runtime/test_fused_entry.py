@@ -477,7 +477,7 @@ def test_without_the_entry() -> None:
 
 
 def test_layouts_that_differ(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(abi.sysconfig, "get_config_var", lambda name: 1)
+    monkeypatch.setattr(abi.sys, "abiflags", "t")
     assert "free-threaded" in str(abi.layout.__wrapped__())
     monkeypatch.undo()
     monkeypatch.setattr(abi, "_word", lambda thing, offset: 7)

@@ -609,7 +609,7 @@ WRONG: list[tuple[str, Callable[[], Any]]] = [
       for name in ("steps", "epochs", "batch_size", "shuffle") for value in (-1, 1.5, "a", NAN)),
     ("steps", lambda: _trainer().run(X, Y, epochs=1 << 62)),
     *(("learning_rate", lambda value=value: setattr(_trainer(), "learning_rate", value)) for value in (-1, NAN, "a")),
-    *(("interlux Model, not", lambda value=value: fused_trainer(value)) for value in ("model", nn.Linear(3, 2))),
+    *(("takes a Model", lambda value=value: fused_trainer(value)) for value in ("model", nn.Linear(3, 2))),
     ("requires grad", lambda: _trainer().step(torch.ones(5, 3, requires_grad=True), Y)),
     ("vector of parameters", lambda: fused_gradient(built(Dense(3, 2), (3,))).tree(np.zeros(3, np.float32))),
     ("params must have", lambda: fused_gradient(built(Dense(3, 2), (3,))).vjp(X, Y, np.zeros(3, np.float32))),
@@ -788,8 +788,8 @@ def test_batch_norms_that_are_used_twice_or_not_at_all() -> None:
 
 
 def test_unsupported_layers_are_named() -> None:
-    model = imported(nn.Sequential(nn.LSTM(3, 4, batch_first=True), Function(lambda x: x[0])), (5, 3))
-    with pytest.raises(UnsupportedError, match="lstm"):
+    model = imported(nn.Sequential(nn.Linear(3, 4), Function(lambda x: x.cumsum(1).sort(1)[0])), (5, 3))
+    with pytest.raises(UnsupportedError, match="cumsum.*sort"):
         fused_trainer(model)
 
 

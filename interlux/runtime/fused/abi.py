@@ -11,7 +11,6 @@ import ctypes
 import functools
 import os
 import sys
-import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
@@ -61,7 +60,7 @@ def layout() -> Layout | str:
         return "INTERLUX_FUSED_ENTRY=ctypes"
     if sys.implementation.name != "cpython":
         return f"this is {sys.implementation.name}, not CPython"
-    if sysconfig.get_config_var("Py_GIL_DISABLED"):
+    if "t" in sys.abiflags:
         return "this is a free-threaded CPython, which counts references in another way"
     if ctypes.sizeof(ctypes.c_void_p) != 8:
         return "pointers have not 8 bytes here"
@@ -137,10 +136,8 @@ def _symbols() -> dict[str, int] | str:
         if function is None:
             return f"this CPython has no {name}"
         symbols[name] = ctypes.cast(function, ctypes.c_void_p).value or 0
-    core = "numpy._core._multiarray_umath" if np.lib.NumpyVersion(np.__version__) >= "2.0.0" else (
-        "numpy.core._multiarray_umath"
-    )  # fmt: skip
-    capsule = getattr(import_module(core), "_ARRAY_API", None)
+    core = "numpy._core" if int(np.__version__.partition(".")[0]) >= 2 else "numpy.core"
+    capsule = getattr(import_module(f"{core}._multiarray_umath"), "_ARRAY_API", None)
     pointer_of = ctypes.pythonapi.PyCapsule_GetPointer
     pointer_of.restype, pointer_of.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
     if capsule is None or type(capsule).__name__ != "PyCapsule":

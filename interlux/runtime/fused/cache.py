@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,10 +60,19 @@ def engine_version() -> str:
     digest = hashlib.sha256()
     own = Path(__file__).parent
     for folder in (own, own.parent.parent / "ir"):
-        for file in sorted(folder.rglob("*.py")):
-            status = file.stat()
-            digest.update(f"{file.relative_to(folder)} {status.st_size} {status.st_mtime_ns};".encode())
+        digest.update("".join(sorted(_dated(str(folder)))).encode())
     return digest.hexdigest()
+
+
+def _dated(folder: str) -> Iterator[str]:
+    """Each Python file in a folder with its size and date."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir():
+                yield from (f"{entry.name}/{line}" for line in _dated(entry.path))
+            elif entry.name.endswith(".py"):
+                status = entry.stat()
+                yield f"{entry.name} {status.st_size} {status.st_mtime_ns};"
 
 
 def key_of(target: Target, *parts: str | bytes) -> bytes:

@@ -9,6 +9,7 @@ and what belongs to it on disk is ready after one more.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import struct
 import weakref
@@ -115,14 +116,15 @@ def key_of_layer(
         inputs: shapes and dtypes that it is compiled for.
         options: whatever else the code follows from; numbers, texts and tuples of them.
     """
-    digest = hashlib.sha256()
+    described = bytearray()
     try:
-        _describe(layer, digest.update)
+        _describe(layer, described)
         for kind in inputs:
-            _describe((kind.shape, kind.dtype.name), digest.update)
-        _describe(options, digest.update)
+            _describe((kind.shape, kind.dtype.name), described)
+        _describe(options, described)
     except TypeError:
         return None
+    digest = hashlib.sha256(described)
     for name, tree in (("params", params), ("states", states)):
         digest.update(name.encode())
         for path, leaf in trees.leaves(tree):
@@ -134,34 +136,43 @@ def key_of_layer(
     return key_of(target, "layer", digest.digest())
 
 
-def _describe(value: Any, write: Callable[[bytes], None]) -> None:
-    """Writes a value so that different ones give different bytes. Raises TypeError for what it does not know."""
-    match value:
-        case None | bool() | int() | str():
-            raw = f"{type(value).__name__} {value!r}".encode()
-            write(struct.pack("<q", len(raw)) + raw)
-        case float():
-            write(b"float" + struct.pack("<d", value))
-        case bytes():
-            write(b"bytes" + struct.pack("<q", len(value)) + value)
-        case tuple() | list():
-            write(b"tuple" + struct.pack("<q", len(value)))
-            for item in value:
-                _describe(item, write)
-        case Mapping():
-            write(b"dict" + struct.pack("<q", len(value)))
-            for pair in value.items():
-                _describe(pair, write)
-        case np.dtype():
-            _describe(("dtype", value.str), write)
-        case _ if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            kind = type(value)
-            if not kind.__module__.startswith("interlux."):  # its name does not say what code it is
-                raise TypeError(f"{kind.__qualname__} cannot be compared")
-            _describe(f"{kind.__module__}.{kind.__qualname__}", write)
-            ignored = _IGNORED.get(kind, ())
-            for field in dataclasses.fields(value):
-                if field.name not in ignored:
-                    _describe(getattr(value, field.name), write)
-        case _:
-            raise TypeError(f"{type(value).__name__} cannot be compared")
+def _describe(value: Any, into: bytearray) -> None:
+    """Appends bytes that differ for different values. Raises TypeError for what it does not know."""
+    kind: Any = type(value)
+    if value is None or kind in _PLAIN:
+        raw = f"{kind.__name__} {value!r}".encode()
+        into += struct.pack("<q", len(raw)) + raw
+    elif kind is tuple or kind is list:
+        into += b"tuple" + struct.pack("<q", len(value))
+        for item in value:
+            _describe(item, into)
+    elif kind is float:
+        into += b"float" + struct.pack("<d", value)
+    elif kind is bytes:
+        into += b"bytes" + struct.pack("<q", len(value)) + value
+    elif isinstance(value, Mapping):
+        into += b"dict" + struct.pack("<q", len(value))
+        for pair in value.items():
+            _describe(pair, into)
+    elif isinstance(value, np.dtype):
+        _describe(("dtype", value.str), into)
+    else:
+        name, fields = _fields_of(kind)
+        into += name
+        for field in fields:
+            _describe(getattr(value, field), into)
+
+
+_PLAIN = frozenset((bool, int, str))
+
+
+@functools.cache
+def _fields_of(kind: type) -> tuple[bytes, tuple[str, ...]]:
+    """A class's name as bytes, and the fields that count. Raises TypeError for a class that is not interlux's own."""
+    full = f"{kind.__module__}.{kind.__qualname__}"
+    if not dataclasses.is_dataclass(kind) or not kind.__module__.startswith("interlux."):
+        raise TypeError(f"{full} cannot be compared: its name does not say what code it is")
+    ignored = _IGNORED.get(kind, ())
+    raw = full.encode()
+    names = tuple(field.name for field in dataclasses.fields(kind) if field.name not in ignored)
+    return b"class" + struct.pack("<q", len(raw)) + raw, names
