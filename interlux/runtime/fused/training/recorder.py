@@ -19,16 +19,17 @@ from ....ir.layers import BatchNorm, Dropout
 from ....ir.model import Model
 from ....ir.trees import Path, Tree
 from ....ir.windows import Window
-from ..builder import Builder, NotMade, Value, is_missing, is_recorded
+from ..builder import Builder, NotMade, Value, is_missing, is_recorded, reshape
 from ..derivatives import DERIVATIVES
 from ..folding import fold
-from ..operators import OPERATORS, padded
+from ..operators import OPERATORS, matmul, padded
 from ..program import dtype_of, kind_of
-from ..steps import Elementwise, Rearrange, Step
+from ..steps import Convert, Elementwise, Rearrange, Step
 from ..tensors import Buffer, Shape, Tensor, broadcast, constant, whole
 from .elementwise import BINARY
 from .fusion import fused
-from .steps import BatchNormalization, Convolution, Draws, Linear, Normalization, Tape, Weights
+from .lookups import INTEGERS, gather, moving, stop_row_gradient
+from .steps import BatchNormalization, Convolution, Draws, Linear, Normalization, RowNumbers, Tape, Weights
 
 _ALIGNMENT = 64  # numbers: the vector of trained parameters is filled up to a multiple of it
 # What only moves elements, or is made of what is here: as in inference.
@@ -99,6 +100,7 @@ class Recorder(Builder):
         self.running: list[tuple[Path, tuple[int, ...], int]] = []
         self.counters: list[Path] = []
         self.stopped: set[Buffer] = set()  # through which no gradient goes
+        self.numbers: list[RowNumbers] = []  # what must hold of integer inputs
         self.sums = self.draws = self.trained = 0
         self._parts: list[np.ndarray] = []
         self._starts: list[int] = []
@@ -173,6 +175,8 @@ class Recorder(Builder):
                 raise _not_trained(self.unsupported)
             if isinstance(value, NotMade) and op_type != "GatherElements":
                 raise self.refuse(f"use of {value.what}")
+        if op_type != "Gather":
+            inputs = [moving(self, value) for value in inputs]
         result: Any = None
         if not is_recorded(op_type, inputs):
             result = fold(op_type, list(inputs), given)
@@ -218,6 +222,8 @@ class Recorder(Builder):
     # what other steps made.
 
     def result(self, step_type: type[Step], operands: list[Tensor], shape: Shape, like: Tensor, *more: Any) -> Tensor:
+        if step_type is Convert:
+            raise self.refuse("use of integers other than as row numbers")
         reached = [self.own(t) for t in operands]
         reached = [t if t.access() is not None else self.stored(t) for t in reached]
         return super().result(step_type, reached, shape, like, *more)
@@ -259,13 +265,20 @@ def _linear(b: Recorder, x: Tensor, weight: Tensor) -> Tensor:
     return b.back(made, made.index.reshape(*x.shape[:-1], weight.shape[0]), x, x.axis)
 
 
-def _matmul(b: Recorder, x: Tensor, y: Value) -> Tensor:
-    if isinstance(y, Tensor) and y.source is not b.vector:
-        raise b.refuse("MatMul of two values that depend on the input")
-    weight = b.weights(y)
-    if len(weight.shape) != 2:
-        raise b.refuse("MatMul with other parameters than a matrix")
-    return _linear(b, x, weight.moved(weight.index.T, None))
+def _matmul(b: Recorder, x: Value, y: Value) -> Tensor:
+    """A product with a matrix of parameters, or one of values of the sample."""
+    left, right = b.tensor(x), b.tensor(y)
+    b.check_float(left, right)
+    given = right.is_constant or right.source is b.vector
+    if given and right.axis is None and len(right.shape) in (1, 2) and len(left.shape) > 1 and left.axis is not None:
+        columns = right.moved(right.index.reshape(right.shape[0], -1), None)
+        if columns.is_constant or columns.access() is not None:
+            weight = b.weights(columns)
+            product = _linear(b, left, weight.moved(weight.index.T, None))
+            return product if len(right.shape) == 2 else reshape(b, product, product.logical()[:-1])
+    if len(left.shape) < 2 or len(right.shape) < 2:
+        raise b.refuse("MatMul of vectors that depend on the input")
+    return matmul(b, *(b.stored(t) if t.is_constant else b.own(t) for t in (left, right)))
 
 
 def _gemm(
@@ -373,6 +386,8 @@ def _stop_gradient(b: Recorder, x: Tensor) -> Tensor:
 
 _TRAINING: dict[str, Any] = {
     "MatMul": _matmul,
+    "Gather": gather,
+    "StopRowGradient": stop_row_gradient,
     "Gemm": _gemm,
     "Conv": _conv,
     "BatchNormalization": _batch_normalization,
@@ -402,10 +417,11 @@ def record(layer: Layer, params: Tree, states: Tree, kinds: Sequence[Kind]) -> T
     states = trees.map_leaves(lambda array: array.copy(), states)  # each has an identity of its own
     dtype = dtype_of(kinds, params, states)
     for kind in kinds:
-        if kind.dtype != dtype:
-            raise UnsupportedError(f"the fused engine trains models with inputs of {dtype}, not {kind.dtype}")
+        if kind.dtype != dtype and kind.dtype.name not in INTEGERS:
+            takes = f"{dtype}, and of {' and '.join(INTEGERS)} as row numbers"
+            raise UnsupportedError(f"the fused engine trains models with inputs of {takes}, not {kind.dtype}")
     inputs = [Buffer(prod(kind.shape), kind.dtype, i) for i, kind in enumerate(kinds)]
-    values = [whole(buffer, kind.shape, dtype, 0) for buffer, kind in zip(inputs, kinds, strict=True)]
+    values = [whole(buffer, kind.shape, kind.dtype, 0) for buffer, kind in zip(inputs, kinds, strict=True)]
     b = Recorder(dtype)
     b.paths = {id(array): path for path, array in trees.leaves(states)}
     outputs = _execute(b, layer, b.parameters(params), states, values)
@@ -423,7 +439,7 @@ def record(layer: Layer, params: Tree, states: Tree, kinds: Sequence[Kind]) -> T
         output = Tensor(*_contiguous(b, b.own(output)), output.dtype, 0)
     tape = Tape(
         dtype, inputs, output, b.steps, b.vector, b.trained, b.values(), b.places, b.statistics(), b.running, b.sums,
-        b.counters, b.stopped,
+        b.counters, b.stopped, b.numbers,
     )  # fmt: skip
     return fused(tape)
 
