@@ -107,6 +107,14 @@ PRODUCTS: list[Case] = [
     ("numbers-left", lambda: Own(lambda s, x: s.w @ s.a(x), w=torch.randn(4, 3), a=nn.Linear(5, 5)), (3, 5)),
     ("attention", lambda: SelfAttention(6, 3), (5, 6)),
     ("causal", lambda: SelfAttention(6, 2, is_causal=True), (5, 6)),
+    ("numbers-by-parameters", lambda: Own(lambda s, x: x * (s.v @ s.w), w=weights(3, 5), v=torch.randn(4, 3)), (4, 5)),
+    ("parameters-by-numbers", lambda: Own(lambda s, x: x * (s.w @ s.v), w=weights(4, 3), v=torch.randn(3, 5)), (4, 5)),
+    ("norms", lambda: Own(lambda s, x: s.a(x).norm(dim=2, keepdim=True) * s.b(x).norm(1, 2, True), a=nn.Linear(5, 4),
+                          b=nn.Linear(5, 4)), (3, 5)),
+    ("norm-of-zeros", lambda: Own(lambda s, x: s.a(x) * (x * 0).norm(dim=1, keepdim=True), a=nn.Linear(5, 4)), (5,)),
+    ("zeros", lambda: Own(lambda s, x: torch.cat([x.new_zeros(x.shape[0], 2), s.a(x)], 1), a=nn.Linear(5, 4)), (5,)),
+    ("baddbmm", lambda: Own(lambda s, x: torch.addmm(s.b, x, s.w, beta=0.5, alpha=2), w=weights(5, 4), b=weights(4)),
+     (5,)),
     ("mask", lambda: SelfAttention(6, 1, attn_mask=torch.randn(5, 5, dtype=torch.float64)), (5, 6)),
     ("classifier", classifier, (6, 8)),
     ("multihead", lambda: Own(lambda s, x: s.a(x, x, x, need_weights=False)[0],
@@ -292,3 +300,44 @@ def test_integers_are_row_numbers_only(function: Callable[..., Any]) -> None:
     model = ix.from_torch(module, (torch.zeros((2, 5), dtype=torch.int64),))
     with pytest.raises(UnsupportedError, match=r"(int64|integers).*\(in "):
         fused_trainer(model)
+
+
+# Transposed convolutions, images in other sizes, normalisation of instances
+
+
+def up(**options: Any) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.Upsample(**options))
+
+
+IMAGES: list[Case] = [
+    ("transposed", lambda: nn.ConvTranspose2d(2, 3, 3), (2, 4, 5)),
+    ("transposed-1d", lambda: nn.Sequential(nn.ConvTranspose1d(3, 5, 4, 2, 1), nn.ReLU()), (3, 7)),
+    ("transposed-stride", lambda: nn.ConvTranspose2d(3, 9, 3, (2, 3), 1, output_padding=(1, 2)), (3, 4, 3)),
+    ("transposed-dilation", lambda: nn.ConvTranspose2d(3, 2, (2, 3), 2, dilation=(2, 1), bias=False), (3, 4, 5)),
+    ("transposed-groups", lambda: nn.ConvTranspose2d(4, 6, 3, 2, 1, 1, groups=2), (4, 4, 5)),
+    ("transposed-depthwise", lambda: nn.ConvTranspose2d(4, 8, 3, 2, 1, groups=4), (4, 4, 5)),
+    ("transposed-cut", lambda: nn.ConvTranspose2d(2, 3, 2, 2, 2), (2, 5, 5)),
+    ("decoder", lambda: nn.Sequential(nn.Conv2d(1, 4, 3, 2, 1), nn.ReLU(), nn.ConvTranspose2d(4, 4, 4, 2, 1),
+                                      nn.Tanh(), nn.ConvTranspose2d(4, 1, 3, padding=1)), (1, 6, 8)),
+    ("nearest", lambda: up(scale_factor=2), (2, 4, 5)),
+    ("nearest-size", lambda: up(size=(7, 3)), (2, 4, 5)),
+    ("linear", lambda: nn.Sequential(nn.Conv1d(2, 3, 1), nn.Upsample(scale_factor=2.5, mode="linear")), (2, 6)),
+    ("bilinear", lambda: up(scale_factor=2, mode="bilinear"), (2, 4, 5)),
+    ("bilinear-aligned", lambda: up(size=(7, 3), mode="bilinear", align_corners=True), (2, 4, 5)),
+    ("instances", lambda: nn.Sequential(nn.Conv2d(2, 5, 3), nn.InstanceNorm2d(5, affine=True), nn.ReLU()), (2, 6, 6)),
+    ("instances-plain", lambda: nn.Sequential(nn.Conv1d(2, 5, 3), nn.InstanceNorm1d(5)), (2, 9)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("batch", "threads"), SIZES[:3])
+@pytest.mark.parametrize("name", [name for name, _, _ in IMAGES])
+def test_images(name: str, batch: int, threads: int) -> None:
+    make, shape = of(name, IMAGES)
+    check(make(), [normal(shape, batch)], threads=threads)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("name", ["transposed-groups", "bilinear", "instances"])
+def test_images_on_all_targets(name: str, target: str) -> None:
+    make, shape = of(name, IMAGES)
+    check(make(), [normal(shape, 21)], target)

@@ -24,18 +24,22 @@ from ..derivatives import DERIVATIVES
 from ..folding import fold
 from ..operators import OPERATORS, matmul, padded
 from ..program import dtype_of, kind_of
+from ..resizing import Resize
 from ..steps import Convert, Elementwise, Rearrange, Step
 from ..tensors import Buffer, Shape, Tensor, broadcast, constant, whole
 from .elementwise import BINARY
 from .fusion import fused
+from .images import conv_transpose, convolved
 from .lookups import INTEGERS, gather, moving, stop_row_gradient
-from .steps import BatchNormalization, Convolution, Draws, Linear, Normalization, RowNumbers, Tape, Weights
+from .norms import reduce_l1, reduce_l2, reduce_squares
+from .steps import BatchNormalization, Draws, Linear, Normalization, RowNumbers, Tape, Weights
 
 _ALIGNMENT = 64  # numbers: the vector of trained parameters is filled up to a multiple of it
 # What only moves elements, or is made of what is here: as in inference.
 _SHARED = frozenset(
-    ["ArgMax", "AveragePool", "Cast", "Clip", "Concat", "DepthToSpace", "Expand", "Flatten", "GatherElements",
-     "GlobalAveragePool", "GlobalMaxPool", "Identity", "LogSoftmax", "Max", "MaxPool", "Mean", "Min", "Pad",
+    ["ArgMax", "AveragePool", "Cast", "Clip", "Concat", "ConstantOfShape", "DepthToSpace", "Expand", "Flatten",
+     "GatherElements", "GlobalAveragePool", "GlobalMaxPool", "Identity", "LogSoftmax", "Max", "MaxPool", "Mean", "Min",
+     "Pad",
      "Pow", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "Reshape", "Shape", "Size", "Slice",
      "Softmax", "SpaceToDepth", "Split", "Squeeze", "Sum", "Tile", "Transpose", "Unsqueeze"]
 )  # fmt: skip
@@ -198,6 +202,9 @@ class Recorder(Builder):
     def elementwise(
         self, op_type: str, inputs: Sequence[Value], attributes: Mapping[str, Any], dtype: Any = None
     ) -> Tensor:
+        if op_type == "ScaleShift":  # one step forward, but two derivatives
+            x, scale, shift = inputs
+            return self.elementwise("Add", [self.elementwise("Mul", [x, scale], {}, dtype), shift], {}, dtype)
         reached = [
             self.stored(i) if isinstance(i, Tensor) and i.access() is None else i for i in inputs if i is not None
         ]
@@ -269,8 +276,8 @@ def _matmul(b: Recorder, x: Value, y: Value) -> Tensor:
     """A product with a matrix of parameters, or one of values of the sample."""
     left, right = b.tensor(x), b.tensor(y)
     b.check_float(left, right)
-    given = right.is_constant or right.source is b.vector
-    if given and right.axis is None and len(right.shape) in (1, 2) and len(left.shape) > 1 and left.axis is not None:
+    left = b.stored(left) if left.is_constant else left
+    if (right.is_constant or right.source is b.vector) and right.axis is None and len(right.shape) in (1, 2):
         columns = right.moved(right.index.reshape(right.shape[0], -1), None)
         if columns.is_constant or columns.access() is not None:
             weight = b.weights(columns)
@@ -278,18 +285,22 @@ def _matmul(b: Recorder, x: Value, y: Value) -> Tensor:
             return product if len(right.shape) == 2 else reshape(b, product, product.logical()[:-1])
     if len(left.shape) < 2 or len(right.shape) < 2:
         raise b.refuse("MatMul of vectors that depend on the input")
-    return matmul(b, *(b.stored(t) if t.is_constant else b.own(t) for t in (left, right)))
+    return matmul(b, b.own(left), b.stored(right) if right.is_constant else b.own(right))
 
 
 def _gemm(
     b: Recorder, x: Tensor, w: Value, c: Value | None = None, *, alpha: float = 1.0, beta: float = 1.0,
     transA: int = 0, transB: int = 0,
 ) -> Tensor:  # fmt: skip
-    if alpha != 1 or beta != 1 or transA:
-        raise b.refuse("Gemm with factors or a transposed input")
-    weight = b.weights(w)
-    product = _linear(b, x, weight if transB else weight.moved(weight.index.T, None))
-    return product if c is None else b.elementwise("Add", [product, b.weights(c)], {})
+    if transA:
+        raise b.refuse("Gemm with a transposed input")
+    right = b.tensor(w)
+    product = _scaled(b, _matmul(b, x, right.moved(right.index.T, None) if transB else right), alpha)
+    return product if c is None else b.elementwise("Add", [product, _scaled(b, b.tensor(c), beta)], {})
+
+
+def _scaled(b: Recorder, x: Tensor, factor: float) -> Tensor:
+    return x if factor == 1 else b.elementwise("Mul", [x, np.asarray(factor, b.dtype)], {})
 
 
 def _conv(
@@ -304,11 +315,7 @@ def _conv(
     image = x.reshaped(x.shape[1:])
     window = Window.of(image.shape[1:], weight.shape[2:], strides, pads, dilations, auto_pad)
     grown = padded(b, image, [(0, 0), *window.pads], 0.0)
-    operand = grown if grown.access() is not None else b.stored(grown)
-    shape = (weight.shape[0], *window.sizes)
-    made = b.result(
-        Convolution, [operand], shape, x, weight, offsets, tuple(window.strides), tuple(window.dilations), group
-    )
+    made = convolved(b, grown, x, weight, offsets, tuple(window.strides), tuple(window.dilations), group)
     return b.back(made, made.index[None], x, x.axis)
 
 
@@ -377,6 +384,10 @@ def _group_normalization(
     return b.elementwise("Add", [b.elementwise("Mul", [y, s], {}), t], {})
 
 
+def _instance_normalization(b: Recorder, x: Tensor, scale: Value, shift: Value, *, epsilon: float = 1e-5) -> Tensor:
+    return _group_normalization(b, x, scale, shift, num_groups=x.shape[1], epsilon=epsilon)
+
+
 def _stop_gradient(b: Recorder, x: Tensor) -> Tensor:
     made = b.stored(x)
     assert isinstance(made.source, Buffer)
@@ -390,11 +401,17 @@ _TRAINING: dict[str, Any] = {
     "StopRowGradient": stop_row_gradient,
     "Gemm": _gemm,
     "Conv": _conv,
+    "ConvTranspose": conv_transpose,
+    "InstanceNormalization": _instance_normalization,
     "BatchNormalization": _batch_normalization,
     "LayerNormalization": _layer_normalization,
     "RMSNormalization": _rms_normalization,
     "GroupNormalization": _group_normalization,
     "StopGradient": _stop_gradient,
+    "Resize": Resize,
+    "ReduceL1": reduce_l1,
+    "ReduceL2": reduce_l2,
+    "ReduceSumSquare": reduce_squares,
 }
 
 
