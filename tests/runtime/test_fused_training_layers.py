@@ -17,7 +17,7 @@ from torch.nn import functional
 
 import interlux as ix
 from interlux.ir.errors import InvalidModelError, UnsupportedError
-from interlux.ir.layers import Attention, Chain, Embedding
+from interlux.ir.layers import Attention, Chain, Dropout, Embedding
 from interlux.ir.model import Model
 from interlux.runtime.fused.training import fused_gradient, fused_trainer
 from tests.runtime.test_fused_training import TARGETS, Function, Own, close, imported, weights
@@ -168,6 +168,21 @@ def test_attention_drops_weights() -> None:
     y, _, _ = function.vjp((q, q, v), np.ones_like(q))
     np.testing.assert_allclose(np.unique(y), [0, 1 / 30 / 0.75])
     assert abs((y == 0).mean() - 0.25) < 0.02
+
+
+@pytest.mark.parametrize("channels", [False, True])
+def test_alpha_dropout(channels: bool) -> None:
+    layer = Dropout(0.3, alpha=True, channels=channels)
+    _, states = ix.setup(layer, 0)
+    x = normal((40, 30), 200)
+    model = Model.from_layer(layer, {}, states, {"x": ("float64", ("batch", 40, 30))})
+    y, _, by_x = fused_gradient(model).vjp(x, np.ones_like(x))
+    gone = np.asarray(by_x) == 0
+    scale, shift = np.polyfit(x[~gone], y[~gone], 1)
+    close(y, np.where(gone, y[gone][0], x * scale + shift))
+    close(np.asarray(by_x), np.where(gone, 0.0, scale))
+    assert abs(gone.mean() - 0.3) < 0.02 and abs(y.mean()) < 0.03 and abs(y.std() - 1) < 0.03
+    assert (gone.all(2) == gone.any(2)).all() == channels
 
 
 def test_a_classifier_trains_as_in_torch() -> None:

@@ -16,6 +16,7 @@ from ....ir.graph import ByMode, Graph
 from ....ir.interpreter import TRAIN, Override
 from ....ir.layer import Layer, active
 from ....ir.layers import BatchNorm, Dropout
+from ....ir.layers.random import alpha_terms
 from ....ir.model import Model
 from ....ir.trees import Path, Tree
 from ....ir.windows import Window
@@ -75,16 +76,21 @@ def _dropout(b: Recorder, layer: Dropout, params: Any, states: Any, x: Tensor, *
     """Dropout with draws of the engine's own."""
     if not layer.probability or not active(layer.mode, train):
         return None
-    if layer.alpha:
-        raise b.refuse("alpha dropout in training")
     if x.axis is None:
         raise b.refuse("dropout of what does not depend on the input")  # a mask would be the same for all samples
     b.check_float(x)
     shared = prod(x.shape[2:]) if layer.channels else 1
-    operand = b.reach(x, (x.size,))
+    alpha = layer.alpha and layer.probability < 1
+    operand = b.stored(constant(np.ones(x.size, b.dtype))) if alpha else b.reach(x, (x.size,))
     b.draws += 1
     made = b.result(Draws, [operand], (x.size,), x, layer.probability, b.draws, shared)
-    return b.back(made, made.index.reshape(x.shape), x, x.axis), states
+    dropped = b.back(made, made.index.reshape(x.shape), x, x.axis)
+    if not alpha:
+        return dropped, states
+    scale, shift, low = (np.asarray(term, b.dtype) for term in alpha_terms(layer.probability))
+    kept = b.elementwise("Add", [b.elementwise("Mul", [x, scale], {}), shift], {})
+    gone = b.elementwise("Equal", [dropped, np.zeros((), b.dtype)], {})
+    return b.elementwise("Where", [gone, low, kept], {}), states
 
 
 class Recorder(Builder):

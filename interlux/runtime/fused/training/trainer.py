@@ -304,8 +304,13 @@ def fused_trainer(
         losses = trainer.run(x, y, epochs=10, batch_size=128, shuffle=0)
         trained = trainer.model()
 
+    Trained are dense, convolutional and transposed convolutional layers, attention and other products of matrices,
+    embeddings, batch, layer, group, instance and RMS normalisation, dropout, pools, reductions, resizing (nearest and
+    linear), activations and other elementwise operators with a derivative, and all that moves elements.
+
     Arguments:
-        model: with a signature whose inputs have the batch first and fixed sizes behind it; float32 or float64.
+        model: with a signature whose inputs have the batch first and fixed sizes behind it; float32 or float64. Inputs
+            of int32 or int64 are row numbers of embeddings and nothing else; negative ones count from the last row.
         loss: mse, cross_entropy, bce or huber, or a `Loss`.
         optimizer: sgd, momentum, adam or adamw, or an `Optimizer`.
         learning_rate, l2: of the optimizer.
