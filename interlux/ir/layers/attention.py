@@ -11,9 +11,9 @@ import numpy as np
 
 from ..errors import InvalidModelError, UnsupportedError
 from ..interpreter import Interpreter, Value
-from ..layer import FOLLOW, Layer, active, check_mode
+from ..layer import FOLLOW, Layer, check_mode
 from ..trees import Tree
-from .random import dropout, fresh_seed
+from .random import Dropout, fresh_seed
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,8 @@ class Attention(Layer):
                 bias = op.Where(empty, op.const(0, like=query), bias)  # softmax of a row of -inf is NaN
             scores = op.Add(scores, bias)
         weights = op.Softmax(scores, axis=-1)
-        if self.dropout and active(self.mode, train):
-            weights, seed = dropout(op, weights, self.dropout, states["seed"])
-            states = {"seed": seed}
+        if self.dropout:  # as a layer, which backends have a form of their own for
+            weights, states = op.layer(Dropout(self.dropout, self.mode), {}, states, weights, train=train)
         made = op.MatMul(weights, value)
         return made if empty is None else op.Where(empty, op.const(0, like=query), made), states
 

@@ -88,10 +88,16 @@ _SELU_FLOOR = -1.7580993408473766  # SELU of minus infinity: what alpha dropout 
 def _alpha_dropout(op: Interpreter, x: Value, probability: float, seed: Value, shape: Value) -> tuple[Value, Value]:
     """Alpha dropout of x, and the next seed: mean 0 and variance 1 stay what they are."""
     keep, following = _kept(op, shape, probability, seed)
+    scale, shift, low = alpha_terms(probability)
+    kept = op.Add(op.Mul(x, op.const(scale, like=x)), op.const(shift, like=x))
+    return op.Where(keep, kept, op.const(low, like=x)), following
+
+
+def alpha_terms(probability: float) -> tuple[float, float, float]:
+    """Of alpha dropout: factor and shift of what stays, and what stands in place of the rest."""
     scale = 1 / math.sqrt((1 - probability) * (1 + probability * _SELU_FLOOR**2))
     shift = -scale * probability * _SELU_FLOOR
-    kept = op.Add(op.Mul(x, op.const(scale, like=x)), op.const(shift, like=x))
-    return op.Where(keep, kept, op.const(scale * _SELU_FLOOR + shift, like=x)), following
+    return scale, shift, scale * _SELU_FLOOR + shift
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ...ir.errors import UnsupportedError
-from ...ir.graph import Node
+from ...ir.errors import InvalidModelError, UnsupportedError
+from ...ir.graph import Graph, Node, ValueInfo
 from ...ir.inference import output_dtype
 from ...ir.interpreter import Interpreter
 from .folding import Sizes, fold
@@ -34,13 +34,16 @@ class Builder(Interpreter):
 
     Arguments:
         dtype: of the program's floating-point numbers.
+        graph: which is recorded, if it is one.
     """
 
     name: ClassVar[str] = "the fused engine"
 
-    def __init__(self, dtype: np.dtype[Any]):
+    def __init__(self, dtype: np.dtype[Any], graph: Graph | None = None):
         super().__init__()
         self.dtype = dtype
+        self._graph = graph
+        self._own = {id(node) for node in graph.nodes} if graph is not None else set()
         self.steps: list[Step] = []
         self.unsupported: list[str] = []
         self._node: Node | None = None
@@ -84,13 +87,30 @@ class Builder(Interpreter):
     ) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
         """One node; what is unsupported is noted, so that all of it can be named at once."""
         if any(i is _MISSING for i in inputs):
-            return (_MISSING,) * len(node.outputs), states
+            return self.stand_ins(node), states
         self._node = node
         try:
             return super().node(node, params, states, inputs, train=train)
         except UnsupportedError as error:
             self.unsupported.append(f"{node.layer!r} {node.place()}: {error}")
-            return (_MISSING,) * len(node.outputs), states
+        except InvalidModelError:
+            if not self.unsupported:  # else it may be that of a stand-in
+                raise
+        return self.stand_ins(node), states
+
+    def stand_ins(self, node: Node) -> tuple[Value, ...]:
+        """In place of a node's results, so that what follows can be judged: values of the dtypes and shapes that the
+        graph knows, or nothing."""
+        values = self._graph.values if self._graph is not None and id(node) in self._own else {}
+        return tuple(self._stand_in(values.get(name)) for name in node.outputs)
+
+    def _stand_in(self, info: ValueInfo | None) -> Value:
+        if info is None or not info.shape or isinstance(info.shape[0], int):
+            return missing()
+        if any(not isinstance(d, int) for d in info.shape[1:]) or info.dtype not in (self.dtype.name, "int32", "int64"):
+            return missing()
+        dtype, shape = np.dtype(info.dtype), (1, *(int(d) for d in info.shape[1:] if d is not None))
+        return whole(Buffer(prod(shape), dtype), shape, dtype, 0)
 
     # What operators use.
 

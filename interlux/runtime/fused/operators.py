@@ -828,28 +828,42 @@ def ConvTranspose(
 ) -> Tensor:
     """A convolution of the input with zeros between its elements, by the mirrored kernel."""
     weight = b.numbers_of(w, "ConvTranspose with weights").astype(np.float64)
-    n = weight.ndim - 2
     if auto_pad != "NOTSET" or output_shape is not None:
         raise b.refuse("ConvTranspose with auto_pad or output_shape")
-    strides, dilations = tuple(strides or (1,) * n), tuple(dilations or (1,) * n)
-    cut, more = tuple(pads or (0,) * 2 * n), tuple(output_padding or (0,) * n)
+    n = weight.ndim - 2
+    dilations = tuple(dilations or (1,) * n)
+    grown = spread_out(b, x, weight.shape[2:], strides, pads, dilations, output_padding)
+    kernel = mirrored(weight, group)
+    offsets = (
+        np.zeros(len(kernel)) if bias is None else b.numbers_of(bias, "ConvTranspose with a bias").astype(np.float64)
+    )
+    return _convolved(b, grown, x, kernel, offsets, (1,) * n, dilations, group)
+
+
+def spread_out(
+    b: Builder, x: Tensor, kernel: Sequence[int], strides: Ints | None, pads: Ints | None, dilations: Ints,
+    output_padding: Ints | None,
+) -> Tensor:  # fmt: skip
+    """The image that a transposed convolution convolves: zeros between x's elements and around them."""
+    n = len(kernel)
+    strides, cut, more = tuple(strides or (1,) * n), tuple(pads or (0,) * 2 * n), tuple(output_padding or (0,) * n)
     image = _image(b, x, "ConvTranspose")
     spread_shape = [(d - 1) * s + 1 for d, s in zip(image.shape[1:], strides, strict=True)]
     spread = np.full((image.shape[0], *spread_shape), -1, np.int64)
     spread[(slice(None), *(slice(None, None, s) for s in strides))] = image.index
     if np.any(image.index < 0) and image.fill != 0:
         image = b.stored(image)
-    reach = [(k - 1) * d for k, d in zip(weight.shape[2:], dilations, strict=True)]
+    reach = [(k - 1) * d for k, d in zip(kernel, dilations, strict=True)]
     widths = [(r - cut[i], r - cut[i + n] + more[i]) for i, r in enumerate(reach)]
-    grown = padded(b, Tensor(image.source, spread, image.dtype, None), [(0, 0), *widths], 0.0)
+    return padded(b, Tensor(image.source, spread, image.dtype, None), [(0, 0), *widths], 0.0)
+
+
+def mirrored(weight: np.ndarray, group: int) -> np.ndarray:
+    """A kernel [in, out / groups, *sizes] of a transposed convolution as that of a plain one [out, in / groups, …]."""
     channels = weight.shape[0] // group
     parts = weight.reshape(group, channels, *weight.shape[1:])
-    mirrored = np.flip(parts, tuple(range(3, 3 + n))).swapaxes(1, 2)
-    kernel = mirrored.reshape(group * weight.shape[1], channels, *weight.shape[2:])
-    offsets = (
-        np.zeros(len(kernel)) if bias is None else b.numbers_of(bias, "ConvTranspose with a bias").astype(np.float64)
-    )
-    return _convolved(b, grown, x, kernel, offsets, (1,) * n, dilations, group)
+    turned = np.flip(parts, tuple(range(3, parts.ndim))).swapaxes(1, 2)
+    return turned.reshape(group * weight.shape[1], channels, *weight.shape[2:])
 
 
 def _pooled(b: Builder, x: Tensor, kind: str, window: Window, counts: np.ndarray | None) -> Tensor:

@@ -75,7 +75,7 @@ def record(layer: Layer, params: Tree, states: Tree, kinds: Sequence[Kind], batc
             raise UnsupportedError(f"the fused engine has no inputs of {kind.dtype} beside {dtype}; use one of float32 "
                                    f"and float64, and {', '.join(_INTEGERS)}")  # fmt: skip
         inputs.append(Buffer(int(np.prod(kind.shape, dtype=np.int64)), kind.dtype, number))
-    builder = Builder(dtype)
+    builder = Builder(dtype, graph_of(layer))
     values = [
         whole(buffer, kind.shape, kind.dtype, 0 if batched else None)
         for buffer, kind in zip(inputs, kinds, strict=True)

@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 
 from ...ir import trees
-from ...ir.dtypes import dtype_named
 from ...ir.errors import UnsupportedError
-from ...ir.graph import Graph, Node, ValueInfo, execute, graph_of
+from ...ir.graph import Graph, Node, execute, graph_of
 from ...ir.interpreter import Interpreter
 from ...ir.model import Model, Signature, TensorSpec
-from .builder import Builder, Value, is_missing, missing
+from .builder import Builder, is_missing
 from .program import arrangement, dtype_of, kind_of, program_of
 from .tensors import Buffer, Tensor, whole
 
@@ -56,7 +55,7 @@ def split(model: Model) -> list[Part]:
     everything = [Part(OTHER, model, tuple(node.place() for node in graph.nodes))]
     try:
         kinds = [kind_of(spec, True) for spec in signature.inputs]
-        scout = _Scout(dtype_of(kinds, model.params, model.states), graph, signature)
+        scout = _Scout(dtype_of(kinds, model.params, model.states), graph)
         inputs = [
             whole(Buffer(int(np.prod(k.shape, dtype=np.int64)), k.dtype, i), k.shape, k.dtype, 0)
             for i, k in enumerate(kinds)
@@ -76,11 +75,10 @@ def split(model: Model) -> list[Part]:
 
 
 class _Scout(Builder):
-    """Records a graph, with values of the shapes that are known of them in place of what is refused."""
+    """Records a graph and notes which nodes are refused."""
 
-    def __init__(self, dtype: np.dtype[Any], graph: Graph, signature: Signature):
-        super().__init__(dtype)
-        self._graph, self._batch = graph, {(s.shape or (None,))[0] for s in signature.inputs}
+    def __init__(self, dtype: np.dtype[Any], graph: Graph):
+        super().__init__(dtype, graph)
         self.refused: dict[str, str] = {}
 
     def node(
@@ -93,16 +91,7 @@ class _Scout(Builder):
             return Interpreter.node(self, node, params, states, inputs, train=train)
         except UnsupportedError as error:
             self.refused[node.name] = f"{node.layer!r} {node.place()}: {error}"
-            return tuple(self._stand_in(self._graph.values.get(name)) for name in node.outputs), states
-
-    def _stand_in(self, info: ValueInfo | None) -> Value:
-        """A value of which only dtype and shape are known."""
-        if info is None or not info.shape or info.shape[0] not in self._batch:
-            return missing()
-        if any(not isinstance(d, int) for d in info.shape[1:]) or info.dtype not in (self.dtype.name, "int32", "int64"):
-            return missing()
-        dtype, shape = dtype_named(info.dtype), (1, *(int(d) for d in info.shape[1:] if d is not None))
-        return whole(Buffer(int(np.prod(shape, dtype=np.int64)), dtype), shape, dtype, 0)
+            return self.stand_ins(node), states
 
 
 class _Splitting:

@@ -2,6 +2,7 @@
 
 recorder.py, fusion.py   a model in training mode as steps (steps.py) whose weights are parts of one vector
 schedule.py              where values and gradients of a tile of samples lie
+lookups.py, images.py, … what records integer inputs, convolutions and norms
 products.py, …           code of every step, forward and backward
 losses.py, optimizers.py what is minimised, and how parameters are updated
 code.py, native.py       from a tape to a function, and its memory

@@ -22,7 +22,7 @@ from ....ir.errors import UnsupportedError
 from ..kernels.rearranging import _transposed
 from ..kernels.schedule import Parameters
 from ..llvm import F64, I1, I8, I32, I64, PTR, VOID, Function, Module, Value, type_of
-from ..steps import Elementwise, Instruction, Pool, Rearrange, Reduce, Softmax, Step
+from ..steps import Elementwise, Instruction, MatMul, Pool, Rearrange, Reduce, Softmax, Step
 from ..target import Target
 from ..tensors import Buffer, Tensor, whole
 from . import batchnorm
@@ -31,6 +31,7 @@ from .convolutions import convolution, convolution_backward
 from .draws import draws, draws_backward, mixed
 from .elementwise import elementwise, elementwise_backward, has_derivative, rearrange, rearrange_backward
 from .losses import Loss, loss
+from .matrices import matmul, matmul_backward
 from .optimizers import Optimizer, update
 from .products import lane_sums, linear, linear_backward
 from .recurrence import History, Recurrence, made_by, recurrence, recurrence_backward, with_bodies
@@ -45,12 +46,15 @@ from .reductions import (
     softmax,
     softmax_backward,
 )
+from .rows import rows, rows_backward
 from .schedule import Gradients, TrainingSchedule
-from .steps import BatchNormalization, Convolution, Draws, Linear, Normalization, Tape, Weights
+from .steps import BatchNormalization, Convolution, Draws, Linear, Normalization, Rows, Tape, Weights
 
 KERNELS: dict[type, tuple[Callable[..., None], Callable[..., None]]] = {
     Linear: (linear, linear_backward),
     Convolution: (convolution, convolution_backward),
+    MatMul: (matmul, matmul_backward),
+    Rows: (rows, rows_backward),
     Elementwise: (elementwise, elementwise_backward),
     Rearrange: (rearrange, rearrange_backward),
     Pool: (pool, pool_backward),
@@ -163,7 +167,7 @@ def gradients_of(tape: Tape, inputs: bool) -> dict[Buffer, Buffer]:
     """Room for the gradients of all that depends on trained parameters, and on the inputs if theirs are wanted."""
     needed: dict[Buffer, Buffer] = {}
     if inputs:
-        needed.update((x, Buffer(x.size, tape.dtype)) for x in tape.inputs)
+        needed.update((x, Buffer(x.size, tape.dtype)) for x in tape.inputs if x.dtype == tape.dtype)
     for step in tape.steps:
         parts = step.body if isinstance(step, Recurrence) else [step]
         read = [t for part in parts for t in (getattr(part, "weight", None), getattr(part, "bias", None))]
@@ -358,7 +362,7 @@ def _load(s: TrainingSchedule, plan: Plan, layout: _Layout) -> None:
     f.branch(start + s.tile > batch, part, full)
     numbers = samples.get().of(I64)
     for number, buffer in enumerate(plan.tape.inputs):
-        _gather(s, get(f, f"x{number}").of(s.element), buffer, numbers)
+        _gather(s, get(f, f"x{number}").of(s.element if buffer.dtype == s.dtype else I64), buffer, numbers)
     if not plan.labels:
         _gather(s, get(f, "y").of(s.element), layout.target, numbers)
         return
@@ -369,14 +373,17 @@ def _load(s: TrainingSchedule, plan: Plan, layout: _Layout) -> None:
 
 
 def _gather(s: TrainingSchedule, outside: Value, buffer: Buffer, samples: Value) -> None:
-    """Rows of an array, by their numbers, become features."""
+    """Rows of an array, by their numbers, become features; integers as floating-point numbers."""
     f, lanes, size = s.f, s.lanes, buffer.size
+    kind = s.element.vector(lanes)
     with s.groups() as group:
         numbers = [f.load(f.offset(samples, f.add(group, i))) for i in range(lanes)]
         rows = [f.offset(outside, number * size) for number in numbers]
 
         def block(first: Any, count: int) -> None:
             loaded = [f.load(f.offset(row, first), lanes, count=count) for row in rows]
+            if outside.to != s.element:
+                loaded = [f.cast("sitofp", row, kind) for row in loaded]
             for k, feature in enumerate(_transposed(s, loaded)[:count]):
                 s.put(feature, s.at(buffer, f.add(first, k)))
 

@@ -16,26 +16,32 @@ from ....ir.graph import ByMode, Graph
 from ....ir.interpreter import TRAIN, Override
 from ....ir.layer import Layer, active
 from ....ir.layers import BatchNorm, Dropout
+from ....ir.layers.random import alpha_terms
 from ....ir.model import Model
 from ....ir.trees import Path, Tree
 from ....ir.windows import Window
-from ..builder import Builder, NotMade, Value, is_missing, is_recorded
+from ..builder import Builder, NotMade, Value, is_missing, is_recorded, reshape
 from ..derivatives import DERIVATIVES
 from ..folding import fold
-from ..operators import OPERATORS, padded
+from ..operators import OPERATORS, matmul, padded
 from ..program import dtype_of, kind_of
-from ..steps import Elementwise, Rearrange, Step
+from ..resizing import Resize
+from ..steps import Convert, Elementwise, Rearrange, Step
 from ..tensors import Buffer, Shape, Tensor, broadcast, constant, whole
 from .elementwise import BINARY
 from .fusion import fused
+from .images import conv_transpose, convolved
+from .lookups import INTEGERS, gather, moving, stop_row_gradient
+from .norms import reduce_l1, reduce_l2, reduce_squares
 from .recurrence import TRAINED
-from .steps import BatchNormalization, Convolution, Draws, Linear, Normalization, Tape, Weights
+from .steps import BatchNormalization, Draws, Linear, Normalization, RowNumbers, Tape, Weights
 
 _ALIGNMENT = 64  # numbers: the vector of trained parameters is filled up to a multiple of it
 # What only moves elements, or is made of what is here: as in inference.
 _SHARED = frozenset(
-    ["ArgMax", "AveragePool", "Cast", "Clip", "Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "GatherElements",
-     "GlobalAveragePool", "GlobalMaxPool", "Identity", "LogSoftmax", "Max", "MaxPool", "Mean", "Min", "Pad",
+    ["ArgMax", "AveragePool", "Cast", "Clip", "Concat", "ConstantOfShape", "DepthToSpace", "Expand", "Flatten",
+     "GatherElements", "GlobalAveragePool", "GlobalMaxPool", "Identity", "LogSoftmax", "Max", "MaxPool", "Mean", "Min",
+     "Pad",
      "Pow", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "Reshape", "Shape", "Size", "Slice",
      "Softmax", "SpaceToDepth", "Split", "Squeeze", "Sum", "Tile", "Transpose", "Unsqueeze"]
 )  # fmt: skip
@@ -71,16 +77,21 @@ def _dropout(b: Recorder, layer: Dropout, params: Any, states: Any, x: Tensor, *
     """Dropout with draws of the engine's own."""
     if not layer.probability or not active(layer.mode, train):
         return None
-    if layer.alpha:
-        raise b.refuse("alpha dropout in training")
     if x.axis is None:
         raise b.refuse("dropout of what does not depend on the input")  # a mask would be the same for all samples
     b.check_float(x)
     shared = prod(x.shape[2:]) if layer.channels else 1
-    operand = b.reach(x, (x.size,))
+    alpha = layer.alpha and layer.probability < 1
+    operand = b.stored(constant(np.ones(x.size, b.dtype))) if alpha else b.reach(x, (x.size,))
     b.draws += 1
     made = b.result(Draws, [operand], (x.size,), x, layer.probability, b.draws, shared)
-    return b.back(made, made.index.reshape(x.shape), x, x.axis), states
+    dropped = b.back(made, made.index.reshape(x.shape), x, x.axis)
+    if not alpha:
+        return dropped, states
+    scale, shift, low = (np.asarray(term, b.dtype) for term in alpha_terms(layer.probability))
+    kept = b.elementwise("Add", [b.elementwise("Mul", [x, scale], {}), shift], {})
+    gone = b.elementwise("Equal", [dropped, np.zeros((), b.dtype)], {})
+    return b.elementwise("Where", [gone, low, kept], {}), states
 
 
 class Recorder(Builder):
@@ -92,14 +103,15 @@ class Recorder(Builder):
         Dropout: Override(_dropout, frozenset([TRAIN])),
     }
 
-    def __init__(self, dtype: np.dtype[Any]):
-        super().__init__(dtype)
+    def __init__(self, dtype: np.dtype[Any], graph: Graph | None = None):
+        super().__init__(dtype, graph)
         self.vector = Weights(0, dtype)
         self.places: list[tuple[Path, tuple[int, ...], int]] = []
         self.paths: dict[int, Path] = {}  # of states, by identity
         self.running: list[tuple[Path, tuple[int, ...], int]] = []
         self.counters: list[Path] = []
         self.stopped: set[Buffer] = set()  # through which no gradient goes
+        self.numbers: list[RowNumbers] = []  # what must hold of integer inputs
         self.sums = self.draws = self.trained = 0
         self._parts: list[np.ndarray] = []
         self._starts: list[int] = []
@@ -174,6 +186,8 @@ class Recorder(Builder):
                 raise _not_trained(self.unsupported)
             if isinstance(value, NotMade) and op_type != "GatherElements":
                 raise self.refuse(f"use of {value.what}")
+        if op_type != "Gather":
+            inputs = [moving(self, value) for value in inputs]
         result: Any = None
         if not is_recorded(op_type, inputs):
             result = fold(op_type, list(inputs), given)
@@ -195,6 +209,9 @@ class Recorder(Builder):
     def elementwise(
         self, op_type: str, inputs: Sequence[Value], attributes: Mapping[str, Any], dtype: Any = None
     ) -> Tensor:
+        if op_type == "ScaleShift":  # one step forward, but two derivatives
+            x, scale, shift = inputs
+            return self.elementwise("Add", [self.elementwise("Mul", [x, scale], {}, dtype), shift], {}, dtype)
         reached = [
             self.stored(i) if isinstance(i, Tensor) and i.access() is None else i for i in inputs if i is not None
         ]
@@ -219,6 +236,8 @@ class Recorder(Builder):
     # what other steps made.
 
     def result(self, step_type: type[Step], operands: list[Tensor], shape: Shape, like: Tensor, *more: Any) -> Tensor:
+        if step_type is Convert:
+            raise self.refuse("use of integers other than as row numbers")
         reached = [self.own(t) for t in operands]
         reached = [t if t.access() is not None else self.stored(t) for t in reached]
         return super().result(step_type, reached, shape, like, *more)
@@ -262,24 +281,35 @@ def _linear(b: Recorder, x: Tensor, weight: Tensor) -> Tensor:
     return b.back(made, made.index.reshape(*x.shape[:-1], weight.shape[0]), x, x.axis)
 
 
-def _matmul(b: Recorder, x: Tensor, y: Value) -> Tensor:
-    if isinstance(y, Tensor) and y.source is not b.vector:
-        raise b.refuse("MatMul of two values that depend on the input")
-    weight = b.weights(y)
-    if len(weight.shape) != 2:
-        raise b.refuse("MatMul with other parameters than a matrix")
-    return _linear(b, x, weight.moved(weight.index.T, None))
+def _matmul(b: Recorder, x: Value, y: Value) -> Tensor:
+    """A product with a matrix of parameters, or one of values of the sample."""
+    left, right = b.tensor(x), b.tensor(y)
+    b.check_float(left, right)
+    left = b.stored(left) if left.is_constant else left
+    if (right.is_constant or right.source is b.vector) and right.axis is None and len(right.shape) in (1, 2):
+        columns = right.moved(right.index.reshape(right.shape[0], -1), None)
+        if columns.is_constant or columns.access() is not None:
+            weight = b.weights(columns)
+            product = _linear(b, left, weight.moved(weight.index.T, None))
+            return product if len(right.shape) == 2 else reshape(b, product, product.logical()[:-1])
+    if len(left.shape) < 2 or len(right.shape) < 2:
+        raise b.refuse("MatMul of vectors that depend on the input")
+    return matmul(b, b.own(left), b.stored(right) if right.is_constant else b.own(right))
 
 
 def _gemm(
     b: Recorder, x: Tensor, w: Value, c: Value | None = None, *, alpha: float = 1.0, beta: float = 1.0,
     transA: int = 0, transB: int = 0,
 ) -> Tensor:  # fmt: skip
-    if alpha != 1 or beta != 1 or transA:
-        raise b.refuse("Gemm with factors or a transposed input")
-    weight = b.weights(w)
-    product = _linear(b, x, weight if transB else weight.moved(weight.index.T, None))
-    return product if c is None else b.elementwise("Add", [product, b.weights(c)], {})
+    if transA:
+        raise b.refuse("Gemm with a transposed input")
+    right = b.tensor(w)
+    product = _scaled(b, _matmul(b, x, right.moved(right.index.T, None) if transB else right), alpha)
+    return product if c is None else b.elementwise("Add", [product, _scaled(b, b.tensor(c), beta)], {})
+
+
+def _scaled(b: Recorder, x: Tensor, factor: float) -> Tensor:
+    return x if factor == 1 else b.elementwise("Mul", [x, np.asarray(factor, b.dtype)], {})
 
 
 def _conv(
@@ -294,11 +324,7 @@ def _conv(
     image = x.reshaped(x.shape[1:])
     window = Window.of(image.shape[1:], weight.shape[2:], strides, pads, dilations, auto_pad)
     grown = padded(b, image, [(0, 0), *window.pads], 0.0)
-    operand = grown if grown.access() is not None else b.stored(grown)
-    shape = (weight.shape[0], *window.sizes)
-    made = b.result(
-        Convolution, [operand], shape, x, weight, offsets, tuple(window.strides), tuple(window.dilations), group
-    )
+    made = convolved(b, grown, x, weight, offsets, tuple(window.strides), tuple(window.dilations), group)
     return b.back(made, made.index[None], x, x.axis)
 
 
@@ -367,6 +393,10 @@ def _group_normalization(
     return b.elementwise("Add", [b.elementwise("Mul", [y, s], {}), t], {})
 
 
+def _instance_normalization(b: Recorder, x: Tensor, scale: Value, shift: Value, *, epsilon: float = 1e-5) -> Tensor:
+    return _group_normalization(b, x, scale, shift, num_groups=x.shape[1], epsilon=epsilon)
+
+
 def _stop_gradient(b: Recorder, x: Tensor) -> Tensor:
     made = b.stored(x)
     assert isinstance(made.source, Buffer)
@@ -376,14 +406,22 @@ def _stop_gradient(b: Recorder, x: Tensor) -> Tensor:
 
 _TRAINING: dict[str, Any] = {
     "MatMul": _matmul,
+    "Gather": gather,
+    "StopRowGradient": stop_row_gradient,
     "Gemm": _gemm,
     "Conv": _conv,
+    "ConvTranspose": conv_transpose,
+    "InstanceNormalization": _instance_normalization,
     "BatchNormalization": _batch_normalization,
     "LayerNormalization": _layer_normalization,
     "RMSNormalization": _rms_normalization,
     "GroupNormalization": _group_normalization,
     "StopGradient": _stop_gradient,
     **TRAINED,
+    "Resize": Resize,
+    "ReduceL1": reduce_l1,
+    "ReduceL2": reduce_l2,
+    "ReduceSumSquare": reduce_squares,
 }
 
 
@@ -406,11 +444,13 @@ def record(layer: Layer, params: Tree, states: Tree, kinds: Sequence[Kind]) -> T
     states = trees.map_leaves(lambda array: array.copy(), states)  # each has an identity of its own
     dtype = dtype_of(kinds, params, states)
     for kind in kinds:
-        if kind.dtype != dtype:
-            raise UnsupportedError(f"the fused engine trains models with inputs of {dtype}, not {kind.dtype}")
+        if kind.dtype != dtype and kind.dtype.name not in INTEGERS:
+            takes = f"{dtype}, and of {' and '.join(INTEGERS)} as row numbers"
+            raise UnsupportedError(f"the fused engine trains models with inputs of {takes}, not {kind.dtype}")
     inputs = [Buffer(prod(kind.shape), kind.dtype, i) for i, kind in enumerate(kinds)]
-    values = [whole(buffer, kind.shape, dtype, 0) for buffer, kind in zip(inputs, kinds, strict=True)]
-    b = Recorder(dtype)
+    values = [whole(buffer, kind.shape, kind.dtype, 0) for buffer, kind in zip(inputs, kinds, strict=True)]
+    layer = layer.training if isinstance(layer, ByMode) else layer
+    b = Recorder(dtype, layer if isinstance(layer, Graph) else None)
     b.paths = {id(array): path for path, array in trees.leaves(states)}
     outputs = _execute(b, layer, b.parameters(params), states, values)
     if len(outputs) != 1 or not isinstance(outputs[0], Tensor):
@@ -427,7 +467,7 @@ def record(layer: Layer, params: Tree, states: Tree, kinds: Sequence[Kind]) -> T
         output = Tensor(*_contiguous(b, b.own(output)), output.dtype, 0)
     tape = Tape(
         dtype, inputs, output, b.steps, b.vector, b.trained, b.values(), b.places, b.statistics(), b.running, b.sums,
-        b.counters, b.stopped,
+        b.counters, b.stopped, b.numbers,
     )  # fmt: skip
     return fused(tape)
 
@@ -443,8 +483,6 @@ def _execute(b: Recorder, layer: Layer, params: Tree, states: Tree, inputs: list
 
     Raises UnsupportedError naming what is not trained, and states that are written beside those of BatchNorm.
     """
-    if isinstance(layer, ByMode):
-        layer = layer.training
     if isinstance(layer, Graph):
         layer = layer.pruned()
     y, new = b.layer(layer, params, states, *inputs, train=True)

@@ -127,8 +127,13 @@ class TrainingSchedule(Schedule):
     def add_lanes(self, index: Index, value: Value) -> None:
         """Adds a vector to a parameter's gradients of all lanes."""
         f = self.f
-        place = self.weight_gradient(f.add(f.mul(index, self.lanes), self._lane_gradients))
+        place = self.lane_gradients(index)
         f.store(f.load(place, self.lanes, self.alignment) + value, place, self.alignment)
+
+    def lane_gradients(self, index: Index) -> Value:
+        """The address of a parameter's gradients of all lanes."""
+        f = self.f
+        return self.weight_gradient(f.add(f.mul(index, self.lanes), self._lane_gradients))
 
     def fill(self, pointer: Value, count: int) -> None:
         """Sets numbers in memory to 0."""

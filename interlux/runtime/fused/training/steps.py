@@ -83,6 +83,34 @@ class BatchNormalization(Step):
 
 
 @dataclass(eq=False)
+class Rows(Step):
+    """Rows of a table. operands: row numbers [count], then the table [rows, *rest], of the parameters or made from
+    them; shape [count, *rest].
+
+    Arguments:
+        still: the row that takes no gradient, if there is one.
+    """
+
+    still: int | None
+
+
+@dataclass(frozen=True, eq=False)
+class RowNumbers:
+    """What must hold of an integer input.
+
+    Arguments:
+        input: which one.
+        features: which elements of a sample are row numbers of a table.
+        low, high: between which they lie.
+    """
+
+    input: int
+    features: np.ndarray
+    low: int
+    high: int
+
+
+@dataclass(eq=False)
 class Draws(Step):
     """Elements zeroed at random, the others scaled. operand: x [n]; shape [n].
 
@@ -114,6 +142,7 @@ class Tape:
         sums: how many numbers are summed over the batch beside the loss.
         counters: paths of states that count batches.
         stopped: buffers through which no gradient goes.
+        numbers: what must hold of integer inputs.
     """
 
     dtype: np.dtype[Any]
@@ -129,3 +158,4 @@ class Tape:
     sums: int = 0
     counters: list[tuple[str, ...]] = field(default_factory=list)
     stopped: set[Buffer] = field(default_factory=set)
+    numbers: list[RowNumbers] = field(default_factory=list)

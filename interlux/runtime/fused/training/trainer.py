@@ -19,6 +19,7 @@ from .checks import array_of, known_options, number, samples_of, vector_of, whol
 from .code import Plan, check_derivatives
 from .context import INPUTS, Context
 from .draws import following
+from .lookups import check as check_rows
 from .losses import Cotangent, Loss
 from .native import Compiled, allocated, sized
 from .optimizers import Optimizer
@@ -105,10 +106,20 @@ class _Function:
         arrays = []
         for spec, array in zip(signature.inputs, given, strict=True):
             shape = tuple(int(d) for d in (spec.shape or ())[1:] if isinstance(d, int))
-            arrays.append(samples_of(array, shape, self._tape.dtype, f"input {spec.name!r}"))
+            arrays.append(self._array(array, shape, spec.dtype, f"input {spec.name!r}"))
+        for numbers in self._tape.numbers:
+            check_rows(arrays[numbers.input], numbers, f"input {signature.inputs[numbers.input].name!r}")
         if len({len(a) for a in arrays}) > 1:
             raise InvalidModelError(f"inputs have different numbers of samples: {[len(a) for a in arrays]}")
         return arrays
+
+    def _array(self, value: Any, shape: tuple[int, ...], dtype: Any, what: str) -> np.ndarray:
+        """One input; row numbers, which may be of any integer dtype, as int64."""
+        if np.dtype(dtype) == self._tape.dtype:
+            return samples_of(value, shape, self._tape.dtype, what)
+        given = array_of(value, what)
+        wide = given.dtype.kind in "iu" and np.can_cast(given.dtype, np.int64)
+        return samples_of(given.astype(np.int64, copy=False) if wide else given, shape, np.dtype(np.int64), what)
 
     def _targets(self, y: Any, samples: int) -> tuple[np.ndarray, bool]:
         """The targets, checked, and whether they are class numbers."""
@@ -178,12 +189,13 @@ class FusedTrainer(_Function):
         """One step on a batch.
 
         Arguments:
-            x: the input [batch, …] in the model's dtype; a tuple of arrays if the model has several inputs.
+            x: the input [batch, …] in the model's dtype, row numbers as integers; a tuple of arrays if the model has
+                several inputs.
             y: targets [batch, …] as the loss wants them: of the output's shape, or class numbers [batch].
 
         Returns: the loss before the step.
 
-        Raises InvalidModelError for a wrong dtype or shape.
+        Raises InvalidModelError for a wrong dtype or shape, and for row numbers that an embedding does not have.
         """
         return float(self.run(x, y, steps=1)[0])
 
@@ -288,8 +300,13 @@ def fused_trainer(
         losses = trainer.run(x, y, epochs=10, batch_size=128, shuffle=0)
         trained = trainer.model()
 
+    Trained are dense, convolutional, transposed convolutional and recurrent layers, attention and products of matrices,
+    embeddings, batch, layer, group, instance and RMS normalisation, dropout, pools, reductions, resizing (nearest and
+    linear), activations and other elementwise operators with a derivative, and all that moves elements.
+
     Arguments:
-        model: with a signature whose inputs have the batch first and fixed sizes behind it; float32 or float64.
+        model: with a signature whose inputs have the batch first and fixed sizes behind it; float32 or float64. Inputs
+            of int32 or int64 are row numbers of embeddings and nothing else; negative ones count from the last row.
         loss: mse, cross_entropy, bce or huber, or a `Loss`.
         optimizer: sgd, momentum, adam or adamw, or an `Optimizer`.
         learning_rate, l2: of the optimizer.
@@ -326,7 +343,7 @@ def _made(choice: type[_Choice], what: str, given: Any, options: Mapping[str, An
     return replace(made, **options)
 
 
-ByInputs = np.ndarray | tuple[np.ndarray, ...]
+ByInputs = np.ndarray | None | tuple[np.ndarray | None, ...]
 
 
 class FusedGradient(_Function):
@@ -348,7 +365,7 @@ class FusedGradient(_Function):
             params: the vector of parameters [n] of this call; None: `flat`, which stays as it is.
 
         Returns: the loss, its gradient by the parameters [n], and by the input, of that one's shape: a tuple of arrays
-            if the model has several inputs.
+            if the model has several inputs; None by an input of integers.
 
         Raises InvalidModelError for a wrong dtype or shape, or if the function was made without a loss.
         """
@@ -366,7 +383,7 @@ class FusedGradient(_Function):
             params: the vector of parameters [n] of this call; None: `flat`, which stays as it is.
 
         Returns: the output, the gradient by the parameters [n], and by the input, of that one's shape: a tuple of
-            arrays if the model has several inputs.
+            arrays if the model has several inputs; None by an input of integers.
 
         Raises InvalidModelError for a wrong dtype or shape, or if the function was made with a loss.
         """
@@ -388,7 +405,7 @@ class FusedGradient(_Function):
         targets, labels = self._targets(y, samples)
         self._check_batch(samples)
         dtype = self._tape.dtype
-        by_inputs = tuple(np.zeros(array.shape, dtype) for array in arrays)
+        by_inputs = tuple(np.zeros(array.shape, dtype) if array.dtype == dtype else None for array in arrays)
         gradients = by_inputs if len(by_inputs) > 1 else by_inputs[0]
         output = np.zeros((samples, *self._tape.output.shape[1:]), dtype)
         with self._lock:
