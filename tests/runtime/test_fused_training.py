@@ -789,9 +789,9 @@ def test_batch_norms_that_are_used_twice_or_not_at_all() -> None:
 
 def test_unsupported_layers_are_named() -> None:
     model = imported(nn.Sequential(nn.Linear(3, 4), Function(lambda x: x.cumsum(1).sort(1)[0])), (5, 3))
-    with pytest.raises(UnsupportedError, match=r"CumSum.*\(cumsum\).*; .*\(sort\)"):  # what follows is judged too
+    with pytest.raises(UnsupportedError, match=r"CumSum.*\(cumsum\).*; .*\(sort"):  # what follows is judged too
         fused_trainer(model)
-    with pytest.raises(UnsupportedError, match=r"CumSum.*\(cumsum\).*; .*\(sort\)"):
+    with pytest.raises(UnsupportedError, match=r"CumSum.*\(cumsum\).*; .*\(sort"):
         ix.compile(model, "fused")
 
 
