@@ -17,7 +17,7 @@ from torch.nn import functional
 
 import interlux as ix
 from interlux.ir.errors import InvalidModelError, UnsupportedError
-from interlux.ir.layers import Attention, Chain, Dropout, Embedding
+from interlux.ir.layers import Attention, Chain, Dropout, Embedding, Operator
 from interlux.ir.model import Model
 from interlux.runtime.fused.training import fused_gradient, fused_trainer
 from tests.runtime.test_fused_training import TARGETS, Function, Own, close, imported, weights
@@ -363,3 +363,15 @@ def test_images(name: str, batch: int, threads: int) -> None:
 def test_images_on_all_targets(name: str, target: str) -> None:
     make, shape = of(name, IMAGES)
     check(make(), [normal(shape, 21)], target)
+
+
+def test_row_numbers_are_an_input() -> None:
+    model = imported(Own(lambda s, x: s.e(x.long()), e=nn.Embedding(7, 3)), (5,))
+    with pytest.raises(UnsupportedError, match=r"not as they are an input of dtype=.*\(in "):
+        fused_trainer(model)
+
+
+def test_weights_of_a_convolution_that_depend_on_the_input_are_refused() -> None:
+    signature = {"x": ("float64", ("batch", 2, 5, 5)), "w": ("float64", ("batch", 2, 3, 3))}
+    with pytest.raises(UnsupportedError, match="weights that depend on the input"):
+        fused_gradient(Model.from_layer(Operator("Conv"), {}, {}, signature))
