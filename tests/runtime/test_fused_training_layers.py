@@ -17,7 +17,7 @@ from torch.nn import functional
 
 import interlux as ix
 from interlux.ir.errors import InvalidModelError, UnsupportedError
-from interlux.ir.layers import Attention, Chain, Dropout, Embedding
+from interlux.ir.layers import Attention, Chain, Dropout, Embedding, Operator
 from interlux.ir.model import Model
 from interlux.runtime.fused.training import fused_gradient, fused_trainer
 from tests.runtime.test_fused_training import TARGETS, Function, Own, close, imported, weights
@@ -112,6 +112,8 @@ PRODUCTS: list[Case] = [
     ("norms", lambda: Own(lambda s, x: s.a(x).norm(dim=2, keepdim=True) * s.b(x).norm(1, 2, True), a=nn.Linear(5, 4),
                           b=nn.Linear(5, 4)), (3, 5)),
     ("norm-of-zeros", lambda: Own(lambda s, x: s.a(x) * (x * 0).norm(dim=1, keepdim=True), a=nn.Linear(5, 4)), (5,)),
+    ("prod", lambda: Own(lambda s, x: s.a(x).prod(2, True) * (x.relu() * s.b).prod(1, True), a=nn.Linear(5, 7),
+                         b=weights(5)), (3, 5)),
     ("zeros", lambda: Own(lambda s, x: torch.cat([x.new_zeros(x.shape[0], 2), s.a(x)], 1), a=nn.Linear(5, 4)), (5,)),
     ("baddbmm", lambda: Own(lambda s, x: torch.addmm(s.b, x, s.w, beta=0.5, alpha=2), w=weights(5, 4), b=weights(4)),
      (5,)),
@@ -334,6 +336,11 @@ IMAGES: list[Case] = [
     ("transposed-cut", lambda: nn.ConvTranspose2d(2, 3, 2, 2, 2), (2, 5, 5)),
     ("decoder", lambda: nn.Sequential(nn.Conv2d(1, 4, 3, 2, 1), nn.ReLU(), nn.ConvTranspose2d(4, 4, 4, 2, 1),
                                       nn.Tanh(), nn.ConvTranspose2d(4, 1, 3, padding=1)), (1, 6, 8)),
+    ("weight-norm", lambda: nn.utils.parametrizations.weight_norm(nn.Conv2d(2, 3, (2, 3), (2, 1), 1)), (2, 5, 6)),
+    ("made-weights", lambda: Own(lambda s, x: functional.conv2d(x, s.w * s.v, s.c.tanh(), 2, 1, (1, 2), 2),
+                                 w=weights(4, 2, 2, 3), v=weights(4, 1, 1, 1), c=weights(4)), (4, 5, 8)),
+    ("turned-weights", lambda: Own(lambda s, x: functional.conv1d(x, s.w.transpose(0, 1).flip(2)), w=weights(2, 4, 3)),
+     (2, 7)),
     ("nearest", lambda: up(scale_factor=2), (2, 4, 5)),
     ("nearest-size", lambda: up(size=(7, 3)), (2, 4, 5)),
     ("linear", lambda: nn.Sequential(nn.Conv1d(2, 3, 1), nn.Upsample(scale_factor=2.5, mode="linear")), (2, 6)),
@@ -356,3 +363,15 @@ def test_images(name: str, batch: int, threads: int) -> None:
 def test_images_on_all_targets(name: str, target: str) -> None:
     make, shape = of(name, IMAGES)
     check(make(), [normal(shape, 21)], target)
+
+
+def test_row_numbers_are_an_input() -> None:
+    model = imported(Own(lambda s, x: s.e(x.long()), e=nn.Embedding(7, 3)), (5,))
+    with pytest.raises(UnsupportedError, match=r"not as they are an input of dtype=.*\(in "):
+        fused_trainer(model)
+
+
+def test_weights_of_a_convolution_that_depend_on_the_input_are_refused() -> None:
+    signature = {"x": ("float64", ("batch", 2, 5, 5)), "w": ("float64", ("batch", 2, 3, 3))}
+    with pytest.raises(UnsupportedError, match="weights that depend on the input"):
+        fused_gradient(Model.from_layer(Operator("Conv"), {}, {}, signature))

@@ -2,18 +2,52 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ....ir.windows import Window
 from ..builder import Value
 from ..operators import mirrored, spread_out
-from ..steps import Ints
+from ..steps import Ints, MatMul
 from ..tensors import Tensor
 from .steps import Convolution
 
 if TYPE_CHECKING:
     from .recorder import Recorder
+
+
+def made_weights(b: Recorder, value: Value) -> Tensor | None:
+    """Weights that steps make, as in weight normalisation, or that are rearranged parameters; None if they are not."""
+    if not isinstance(value, Tensor) or value.is_constant:
+        return None
+    return value if value.source is not b.vector or value.access() is None else None
+
+
+def multiplied(
+    b: Recorder, grown: Tensor, like: Tensor, weight: Tensor, bias: Value | None, window: Window, group: int
+) -> Tensor:
+    """A convolution by weights that steps make: the product with what each tap reads."""
+    if weight.axis is not None:
+        raise b.refuse("Conv with weights that depend on the input")
+    patches = grown.index
+    for axis, (size, stride, dilation, kernel) in enumerate(
+        zip(window.sizes, window.strides, window.dilations, weight.shape[2:], strict=True)
+    ):
+        reads = np.arange(kernel)[:, None] * dilation + np.arange(size) * stride
+        # axes: channels, the taps so far, the positions so far, the axes to come
+        patches = np.moveaxis(np.take(patches, reads, 1 + 2 * axis), 1 + 2 * axis, 1 + axis)
+    count, outs, positions = prod(weight.shape[1:]), weight.shape[0] // group, prod(window.sizes)
+    left = weight.reshaped((group, outs, count))
+    right = b.stored(grown.reshaped(grown.shape).moved(patches.reshape(group, count, positions), None))
+    made = b.result(MatMul, [left, right], (group, outs, positions), like)
+    y = b.back(made, made.index.reshape(1, weight.shape[0], *window.sizes), like, like.axis)
+    if bias is None:
+        return y
+    shift = b.tensor(bias)
+    column = shift.moved(shift.index.reshape(-1, *(1,) * len(window.sizes)), None)
+    return b.elementwise("Add", [y, column], {})
 
 
 def convolved(

@@ -51,7 +51,7 @@ def gather(b: Recorder, x: Value, indices: Value, *, axis: int = 0) -> Tensor:
         return made
     source = indices.source
     if not isinstance(source, Buffer) or source.input is None or source.dtype.name not in INTEGERS:
-        raise b.refuse(f'Gather by {indices.dtype.name} that is computed, or no input of dtype="int64"')
+        raise b.refuse('Gather by numbers that are not as they are an input of dtype="int64" or "int32"')
     table, still = _table(b, x, axis)
     count, rest = table.shape[0], table.shape[1:]
     inside = indices.index >= 0

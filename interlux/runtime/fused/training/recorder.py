@@ -30,9 +30,9 @@ from ..steps import Convert, Elementwise, Rearrange, Step
 from ..tensors import Buffer, Shape, Tensor, broadcast, constant, whole
 from .elementwise import BINARY
 from .fusion import fused
-from .images import conv_transpose, convolved
+from .images import conv_transpose, convolved, made_weights, multiplied
 from .lookups import INTEGERS, gather, moving, stop_row_gradient
-from .norms import reduce_l1, reduce_l2, reduce_squares
+from .norms import reduce_l1, reduce_l2, reduce_product, reduce_squares
 from .recurrence import TRAINED
 from .steps import BatchNormalization, Draws, Linear, Normalization, RowNumbers, Tape, Weights
 
@@ -319,11 +319,14 @@ def _conv(
     b.check_float(x)
     if x.axis != 0 or x.shape[0] != 1:
         raise b.refuse("Conv whose batch is not the first axis")
-    weight = b.weights(w)
-    offsets = None if bias is None else b.weights(bias)
+    made_by_steps = made_weights(b, w)
+    weight = b.weights(w) if made_by_steps is None else made_by_steps
     image = x.reshaped(x.shape[1:])
     window = Window.of(image.shape[1:], weight.shape[2:], strides, pads, dilations, auto_pad)
     grown = padded(b, image, [(0, 0), *window.pads], 0.0)
+    if made_by_steps is not None:
+        return multiplied(b, grown, x, weight, bias, window, group)
+    offsets = None if bias is None else b.weights(bias)
     made = convolved(b, grown, x, weight, offsets, tuple(window.strides), tuple(window.dilations), group)
     return b.back(made, made.index[None], x, x.axis)
 
@@ -422,6 +425,7 @@ _TRAINING: dict[str, Any] = {
     "ReduceL1": reduce_l1,
     "ReduceL2": reduce_l2,
     "ReduceSumSquare": reduce_squares,
+    "ReduceProd": reduce_product,
 }
 
 
