@@ -1,8 +1,9 @@
 """Whole training steps of the fused engine beside PyTorch and JAX: forward pass, backward pass and Adam.
 
 Contenders take turns in windows of some milliseconds; the figures are the least and the median of their windows, in
-microseconds for a step (for a sample, of LeNet). JAX is given twice: one jitted step with optax, and ten steps in a
-fori_loop. Each contender is given with the number of threads that it is fastest with; JAX takes what it wants.
+microseconds for a step (for a sample, of LeNet). JAX is given twice: one jitted step with optax, and as many steps in a
+fori_loop as a call of the fused engine makes: ten, a hundred of the smallest. Each contender is given with the number
+of threads that it is fastest with; JAX takes what it wants. `taskset -c 0` gives one core to all.
 
     python -m benchmarks.fused_training [mlp-10000 mlp-64 lenet-2048 lenet-128 epochs]
 
@@ -31,7 +32,7 @@ from interlux.runtime.fused.training import fused_trainer
 from .fused import LeNet, perceptron
 
 WINDOW = 0.006  # seconds
-STEPS = 10  # of one call, where a contender takes several
+STEPS = {"mlp-64": 100}  # of one call, where a contender takes several; ten of the others
 RATE = 1e-3
 
 # name: (module, shape of a sample, batch, classes, times faster than JAX, than PyTorch, than the best of both)
@@ -50,10 +51,10 @@ def data(shape: tuple[int, ...], batch: int, classes: int) -> tuple[np.ndarray, 
     return x, y
 
 
-def fused(model: ix.Model, x: np.ndarray, y: np.ndarray, threads: int) -> Callable[[], Any]:
+def fused(model: ix.Model, x: np.ndarray, y: np.ndarray, threads: int, steps: int) -> Callable[[], Any]:
     loss = "cross_entropy" if y.ndim == 1 else "mse"
     trainer = fused_trainer(model, loss, "adam", learning_rate=RATE, threads=threads)
-    return lambda: trainer.run(x, y, steps=STEPS)
+    return lambda: trainer.run(x, y, steps=steps)
 
 
 def eager(module: nn.Module, x: np.ndarray, y: np.ndarray, threads: int, **options: Any) -> Callable[[], Any]:
@@ -126,15 +127,16 @@ def compare(name: str, rounds: int, threads: Sequence[int], peers: Sequence[str]
     module = make()
     model = ix.from_torch(module, (torch.zeros(2, *shape),))
     x, y = data(shape, batch, classes)
+    steps = STEPS.get(name, 10)
     contenders: dict[str, tuple[Callable[[], Any], int]] = {}
     for count in threads:
-        contenders[f"fused {count}T"] = fused(model, x, y, count), STEPS
+        contenders[f"fused {count}T"] = fused(model, x, y, count, steps), steps
         if "torch" in peers:
             contenders[f"torch {count}T"] = eager(make(), x, y, count), 1
             contenders[f"torch fused-adam {count}T"] = eager(make(), x, y, count, fused=True), 1
     if "jax" in peers:
         contenders["jax jit"] = with_jax(model, x, y, 1), 1
-        contenders["jax fori_loop"] = with_jax(model, x, y, STEPS), STEPS
+        contenders["jax fori_loop"] = with_jax(model, x, y, steps), steps
     found = windows(contenders, rounds)
     unit = batch if classes else 1
     best = {c: min(times) * 1e6 / unit for c, times in found.items()}

@@ -73,11 +73,9 @@ class Context:
 
     def __init__(self) -> None:
         self._table = np.zeros(len(_NAMES), np.int64)
+        self._floats = self._table.view(np.float64)
         self._kept: dict[str, Any] = {}
-
-    @property
-    def address(self) -> int:
-        return int(self._table.ctypes.data)
+        self.address = int(self._table.ctypes.data)
 
     def __setitem__(self, name: str, value: Any) -> None:
         # finding an array's address takes a microsecond; only that of `index` is moved on by native code
@@ -86,16 +84,16 @@ class Context:
         self._kept[name] = value
         place = _PLACES[name]
         if isinstance(value, np.ndarray):
-            self._table[place] = value.ctypes.data
+            self._table[place] = value.__array_interface__["data"][0]  # half as long as by ctypes
         elif name in _FLOATS:
-            self._table.view(np.float64)[place] = value
+            self._floats[place] = value
         else:
             self._table[place] = value if value is not None else 0
 
     def __getitem__(self, name: str) -> Any:
         """A number that native code may have changed."""
         place = _PLACES[name]
-        return float(self._table.view(np.float64)[place]) if name in _FLOATS else int(self._table[place])
+        return float(self._floats[place]) if name in _FLOATS else int(self._table[place])
 
 
 def function_at(address: int, *kinds: Any) -> Any:

@@ -235,7 +235,8 @@ class FusedTrainer(_Function):
         losses = np.zeros(count, np.float64)
         with self._lock:
             index, schedule = self._ordered(samples, size, count)
-            self._check_batch(int(schedule.min(initial=samples)))
+            if self._single:
+                self._check_batch(int(schedule.min(initial=samples)))
             compiled = self._function(labels, size, self.optimizer)
             context = self._context
             for n, array in enumerate(arrays):
