@@ -3,8 +3,8 @@
 Each window times as many calls as fit into a few milliseconds; contenders alternate from window to window, and the
 figures are the least and the median of their windows in microseconds for a call. `peak` is the share of the measured
 FMA rate of as many cores. onnxruntime runs with I/O binding; the fused engine is called as users call it, with an
-output given. All have one thread, or as many as `--threads` says; then the fused engine is there with one as well. (JAX takes
-all cores of the process: `taskset -c 0` gives it one.)
+output given. All have one thread, or as many as `--threads` says; then the fused engine is there with one as well. (JAX
+takes all cores of the process: `taskset -c 0` gives it one.)
 """
 
 from __future__ import annotations
