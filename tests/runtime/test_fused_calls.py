@@ -156,6 +156,35 @@ def test_fork_after_use() -> None:
     subprocess.run(command, check=True, env=environment, timeout=120)
 
 
+_FORK_WHILE_COMPILING = """
+import os, sys, threading
+from interlux.runtime.fused.llvm import assemble, load
+from tests.runtime.fused_functions import affine_text
+from interlux.runtime.fused.target import host
+text = affine_text()
+work = lambda: load(assemble(text, host()), ["run"])
+def compile_for_ever():
+    while True:
+        work()
+for _ in range(2):
+    threading.Thread(target=compile_for_ever, daemon=True).start()
+for _ in range(20):
+    child = os.fork()
+    if child == 0:
+        work()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+os._exit(0)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_fork_while_others_compile() -> None:
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", _FORK_WHILE_COMPILING]
+    subprocess.run(command, check=True, env=environment, timeout=120)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_the_same_through_ctypes(dtype: Any) -> None:
     program = (

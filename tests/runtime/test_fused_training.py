@@ -186,6 +186,11 @@ def _parameters() -> list[tuple[str, Callable[[], nn.Module], tuple[int, ...]]]:
     ]  # fmt: skip
 
 
+def _half_frozen(layer: nn.Module) -> nn.Module:
+    layer.bias_hh_l0.requires_grad_(False)  # type: ignore[union-attr,operator]
+    return layer
+
+
 def _recurrences() -> list[tuple[str, Callable[[], nn.Module], tuple[int, ...]]]:
     all_steps = lambda s, x: s.r(x)[0]  # noqa: E731
     states = lambda s, x: torch.cat([*s.r(x)[1]], 1)  # noqa: E731
@@ -208,6 +213,7 @@ def _recurrences() -> list[tuple[str, Callable[[], nn.Module], tuple[int, ...]]]
         ("given-states", lambda: Own(start, r=nn.GRU(4, 4, 2, batch_first=True)), (5, 4)),
         ("learned-states", lambda: Own(learned, r=nn.GRU(4, 4, 2, batch_first=True), w=weights(2, 1, 4)), (5, 4)),
         ("shared", lambda: Own(twice, r=nn.GRU(4, 4, batch_first=True)), (5, 4)),
+        ("frozen-bias", lambda: Own(all_steps, r=_half_frozen(nn.GRU(3, 4, batch_first=True))), (5, 3)),
         ("head", lambda: Own(lambda s, x: s.a(s.r(x)[0].flatten(1)), r=nn.GRU(3, 8, batch_first=True),
                              a=nn.Linear(40, 2)), (5, 3)),
     ]  # fmt: skip
@@ -235,7 +241,9 @@ def torch_gradients(module: nn.Module, x: Any, cotangent: Any) -> tuple[np.ndarr
     module.zero_grad()
     y = module(inputs)
     (y * torch.tensor(cotangent)).sum().backward()
-    found = [torch.zeros_like(t) if t.grad is None else t.grad for t in (*module.parameters(), inputs)]
+    found = [
+        torch.zeros_like(t) if t.grad is None else t.grad for t in (*module.parameters(), inputs) if t.requires_grad
+    ]
     flat = [np.zeros(0), *(gradient.numpy().ravel() for gradient in found[:-1])]
     return y.detach().numpy(), np.concatenate(flat), found[-1].numpy()
 
@@ -492,6 +500,39 @@ def test_same_seed_same_bits(threads: int) -> None:
 def built(layer: Any, shape: tuple[int, ...], dtype: str = "float32") -> Model:
     params, states = ix.setup(layer, 0, np.dtype(dtype))
     return Model.from_layer(layer, params, states, {"x": (dtype, ("batch", *shape))})
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_larger_batches_have_room_without_parameters(affine: bool) -> None:
+    module = nn.BatchNorm1d(512, affine=affine).train()
+    function = fused_gradient(imported(module, (512,)), threads=2)
+    rng = np.random.default_rng(0)
+    for batch in (4, 17, 70, 5):
+        x = rng.standard_normal((batch, 512))
+        for found, expected in zip(function.vjp(x, x), torch_gradients(module, x, x), strict=True):
+            close(found, expected, 1e-9)
+
+
+def test_dropout_between_recurrences() -> None:
+    """Against differences: the same seed zeroes the same elements."""
+    torch.manual_seed(0)
+    module = Own(lambda s, x: s.r(x)[0], r=nn.LSTM(3, 4, 3, batch_first=True, dropout=0.4)).double()
+    model = imported(module, (5, 3))
+    x = np.random.default_rng(0).standard_normal((9, 5, 3))
+    cotangent = np.random.default_rng(1).standard_normal((9, 5, 4))
+    make = lambda: fused_gradient(model, seed=7)  # noqa: E731
+    function = make()
+    y, by_params, by_x = function.vjp(x, cotangent)
+    assert np.abs(y - module.eval()(torch.tensor(x)).detach().numpy()).max() > 1e-3  # something is dropped
+    step = 1e-6
+    for array, gradient in ((function.flat.copy(), by_params), (x, by_x)):
+        direction = np.random.default_rng(2).standard_normal(array.shape)
+        ends = []
+        for sign in (step, -step):
+            moved = array + sign * direction
+            given = (x, cotangent, moved) if gradient is by_params else (moved, cotangent)
+            ends.append(float((make().vjp(*given)[0] * cotangent).sum()))
+        close(np.array((ends[0] - ends[1]) / (2 * step)), np.array((gradient * direction).sum()), 1e-6)
 
 
 def test_dropout_zeroes_as_many_as_it_says() -> None:

@@ -218,6 +218,19 @@ def summed(table: nn.Module) -> nn.Module:
     return nn.Sequential(table, nn.Linear(table.embedding_dim, 4), nn.Tanh(), nn.Flatten())  # type: ignore[arg-type]
 
 
+class Both(nn.Module):
+    """A function of itself and of two inputs."""
+
+    def __init__(self, function: Callable[..., torch.Tensor], **parts: nn.Module):
+        super().__init__()
+        self.function = function
+        for name, part in parts.items():
+            self.add_module(name, part)
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return self.function(self, x, y)
+
+
 EMBEDDINGS: list[Case] = [
     ("plain", lambda: nn.Embedding(7, 3), (5,)),
     ("of-one", lambda: nn.Embedding(7, 19), ()),
@@ -255,15 +268,8 @@ def test_embeddings_on_all_targets(name: str, target: str) -> None:
 
 
 def test_tokens_beside_numbers() -> None:
-    class Both(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.table, self.linear = nn.Embedding(7, 3), nn.Linear(2, 3)
-
-        def forward(self, x: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
-            return torch.tanh(self.linear(x)) * self.table(numbers)
-
-    check(Both(), [normal((2,), 13), tokens(13, shape=(), dtype="int32")])
+    both = Both(lambda s, x, i: torch.tanh(s.linear(x)) * s.table(i), table=nn.Embedding(7, 3), linear=nn.Linear(2, 3))
+    check(both, [normal((2,), 13), tokens(13, shape=(), dtype="int32")])
 
 
 def embedded(dtype: str = "float32", integers: str = "int64", **options: Any) -> Model:
@@ -308,11 +314,33 @@ def test_wrong_row_numbers_are_named_in_one_line(x: np.ndarray, what: str) -> No
     assert "\n" not in str(caught.value)
 
 
+def _attended(s: Any, x: torch.Tensor) -> torch.Tensor:
+    """Attention in which padding has no part."""
+    y = s.e(x)
+    return s.a(y, y, y, key_padding_mask=(x == 0) & (torch.arange(5) > 0), need_weights=False)[0]  # type: ignore[no-any-return]
+
+
 @pytest.mark.parametrize("function", [
-    lambda s, x: s.e(x) * x[..., None], lambda s, x: s.e(x) + x.to(torch.float64)[..., None], lambda s, x: s.e(x + 1),
-    lambda s, x: torch.where(x[..., None] == 2, s.e(x), 0.0), lambda s, x: s.e(x.clamp(0, 3)),
-], ids=["product", "cast", "sum", "comparison", "clamp"])  # fmt: skip
-def test_integers_are_row_numbers_only(function: Callable[..., Any]) -> None:
+    lambda s, x: s.e(x) * x[..., None], lambda s, x: s.e(x) + x.to(torch.float64)[..., None],
+    lambda s, x: torch.where(x[..., None] == 2, s.e(x), 0.0), lambda s, x: (s.e(x) * (x != 0)[..., None]).sum(1),
+    _attended,
+], ids=["product", "cast", "comparison", "mask", "attention"])  # fmt: skip
+def test_integers_as_numbers_and_masks(function: Callable[..., Any]) -> None:
+    torch.manual_seed(0)
+    for batch, threads in ((13, 1), (1100, 2)):
+        module = Own(function, e=nn.Embedding(7, 4), a=nn.MultiheadAttention(4, 2, batch_first=True))
+        check(module, [tokens(batch)], threads=threads)
+
+
+def test_booleans_as_masks() -> None:
+    module = Both(
+        lambda s, x, mask: torch.where(mask, s.a(x), -s.a(x)) * (~mask).double().sum(1, True), a=nn.Linear(3, 3)
+    )
+    check(module, [normal((3,), 21), normal((3,), 21) > 0])
+
+
+@pytest.mark.parametrize("function", [lambda s, x: s.e(x + 1), lambda s, x: s.e(x.clamp(0, 3))], ids=["sum", "clamp"])
+def test_row_numbers_are_not_computed(function: Callable[..., Any]) -> None:
     module = Own(function, e=nn.Embedding(7, 3)).double()
     model = ix.from_torch(module, (torch.zeros((2, 5), dtype=torch.int64),))
     with pytest.raises(UnsupportedError, match=r"(int64|integers).*\(in "):

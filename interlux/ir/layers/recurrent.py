@@ -10,9 +10,9 @@ import numpy as np
 
 from ..errors import InvalidModelError
 from ..interpreter import Interpreter, Value
-from ..layer import FOLLOW, Layer, active, check_mode, positive, uniform
+from ..layer import FOLLOW, Layer, check_mode, positive, uniform
 from ..trees import Tree
-from .random import dropout, fresh_seed
+from .random import Dropout, fresh_seed
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 
@@ -148,9 +148,8 @@ class _Stack(Layer):
             # [time, directions, batch, hidden] -> [time, batch, directions · hidden]
             width = len(self.directions) * self.output_size
             x = op.Reshape(op.Transpose(y, perm=(0, 2, 1, 3)), op.ints(0, 0, width))
-            if self.drops and k < self.num_layers - 1 and active(self.mode, train):
-                x, seed = dropout(op, x, self.dropout, states["seed"])
-                states = {"seed": seed}
+            if self.drops and k < self.num_layers - 1:
+                x, states = op.layer(Dropout(self.dropout, self.mode), {}, states, x, train=train)
         if self.batch_first:
             x = op.Transpose(x, perm=(1, 0, 2))
         return (x, *(_stacked(op, parts) for parts in zip(*last, strict=True))), states

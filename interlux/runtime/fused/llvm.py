@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import os
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -808,6 +809,11 @@ def binding() -> Any:
 
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
+    lock = getattr(llvm.ffi.lib, "_lock", None)
+    if lock is not None and hasattr(os, "register_at_fork"):
+        # llvmlite takes it for each call: a child that is forked while another thread holds it could never compile
+        release = functools.partial(lock.__exit__, None, None, None)
+        os.register_at_fork(before=lock.__enter__, after_in_parent=release, after_in_child=release)
     return llvm
 
 
@@ -846,9 +852,15 @@ def assemble(text: str, target: Target, level: int = 1) -> bytes:
     return machine.emit_object(module)
 
 
-@functools.cache
-def _linker() -> Any:
-    """What puts objects into this process, one for all.
+_numbers = itertools.count()  # of libraries: names are never used again
+_GENERATION = 256  # libraries
+
+
+@functools.lru_cache(maxsize=1)
+def _linker(generation: int) -> Any:
+    """What puts objects into this process.
+
+    One serves for a number of libraries: each leaves some kilobytes in it, which go when all of them are gone.
 
     JITLink, not MCJIT: an object's sections lie in one piece of memory. MCJIT asks for a piece for each kind, and ends
     the process if the code cannot reach its constants, when the kernel puts them more than 2 GiB apart.
@@ -856,9 +868,6 @@ def _linker() -> Any:
     llvm = binding()
     machine = llvm.Target.from_default_triple().create_target_machine(jit=True)
     return llvm.create_lljit_compiler(machine, use_jit_link=True, suppress_errors=True)
-
-
-_names = itertools.count()  # of libraries; one is never used again
 
 
 class Library:
@@ -881,14 +890,15 @@ def load(object_file: bytes, functions: Sequence[str], symbols: Mapping[str, int
         functions: the names of those that are called from outside.
         symbols: addresses of external functions and data by name; those of the process (libm, Python) are found anyway.
 
-    Raises InvalidModelError for an object that cannot be loaded here, or has no such functions.
+    Raises InvalidModelError for an object that has no such functions, or needs what is not there.
     """
     builder = binding().JITLibraryBuilder().add_object_img(object_file).add_current_process()
     for name, address in (symbols or {}).items():
         builder.import_symbol(name, address)
     for name in functions:
         builder.export_symbol(name)
+    number = next(_numbers)
     try:
-        return Library(builder.link(_linker(), f"interlux {next(_names)}"), functions)
+        return Library(builder.link(_linker(number // _GENERATION), f"interlux {number}"), functions)
     except RuntimeError as error:
         raise InvalidModelError(f"compiled code cannot be loaded: {' '.join(str(error).split())}") from error

@@ -131,13 +131,16 @@ def key_of_layer(
             array = np.ascontiguousarray(leaf)
             if array.dtype.hasobject:
                 return None
-            digest.update(f"{path!r} {array.dtype.name} {np.shape(leaf)};".encode())
+            digest.update(f"{path!r} {array.dtype.str} {np.shape(leaf)};".encode())
             digest.update(array.reshape(-1).view(np.uint8).data)
     return key_of(target, "layer", digest.digest())
 
 
 def _describe(value: Any, into: bytearray) -> None:
-    """Appends bytes that differ for different values. Raises TypeError for what it does not know."""
+    """Appends bytes that differ for values that compile differently (a list is as good as a tuple).
+
+    Raises TypeError for what it does not know.
+    """
     kind: Any = type(value)
     if value is None or kind in _PLAIN:
         raw = f"{kind.__name__} {value!r}".encode()

@@ -59,6 +59,7 @@ class Compiled:
         self._constants = aligned(self.code.parameters if self.code.parameters.size else np.zeros(64, np.uint8))
         self._room: np.ndarray = np.zeros(0, np.uint8)
         self._memory: dict[str, np.ndarray] = {}
+        self._chunks = 0  # for which that has room
 
     def prepare(self, context: Context, batch: int, threads: int) -> None:
         """Memory for batches of at most `batch` samples, and threads; writes them into the context."""
@@ -68,7 +69,8 @@ class Compiled:
         if self._room.size < bytes_:
             self._room = allocated(bytes_, np.uint8)
         dtype = self.plan.tape.dtype
-        if not self._memory or self._memory["gradients"].size < chunks * self.stride:
+        if chunks > self._chunks:
+            self._chunks = chunks
             self._memory = {
                 "gradients": allocated(chunks * self.stride, dtype),
                 "sums": allocated(chunks * (self.plan.tape.sums + 1), np.float64),

@@ -23,7 +23,7 @@ from ....ir.windows import Window
 from ..builder import Builder, NotMade, Value, is_missing, is_recorded, reshape
 from ..derivatives import DERIVATIVES
 from ..folding import fold
-from ..operators import OPERATORS, matmul, padded
+from ..operators import OPERATORS, matmul, numbers, padded
 from ..program import dtype_of, kind_of
 from ..resizing import Resize
 from ..steps import Convert, Elementwise, Rearrange, Step
@@ -39,11 +39,11 @@ from .steps import BatchNormalization, Draws, Linear, Normalization, RowNumbers,
 _ALIGNMENT = 64  # numbers: the vector of trained parameters is filled up to a multiple of it
 # What only moves elements, or is made of what is here: as in inference.
 _SHARED = frozenset(
-    ["ArgMax", "AveragePool", "Cast", "Clip", "Concat", "ConstantOfShape", "DepthToSpace", "Expand", "Flatten",
-     "GatherElements", "GlobalAveragePool", "GlobalMaxPool", "Identity", "LogSoftmax", "Max", "MaxPool", "Mean", "Min",
-     "Pad",
-     "Pow", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "Reshape", "Shape", "Size", "Slice",
-     "Softmax", "SpaceToDepth", "Split", "Squeeze", "Sum", "Tile", "Transpose", "Unsqueeze"]
+    ["ArgMax", "AveragePool", "Cast", "Clip", "Concat", "ConstantOfShape", "DepthToSpace", "Equal", "Expand", "Flatten",
+     "GatherElements", "GlobalAveragePool", "GlobalMaxPool", "Greater", "GreaterOrEqual", "Identity", "Less",
+     "LessOrEqual", "LogSoftmax", "Max", "MaxPool", "Mean", "Min", "Pad", "Pow", "ReduceMax", "ReduceMean", "ReduceMin",
+     "ReduceSum", "Reshape", "Shape", "Size", "Slice", "Softmax", "SpaceToDepth", "Split", "Squeeze", "Sum", "Tile",
+     "Transpose", "Unsqueeze"]
 )  # fmt: skip
 FLAT = frozenset(  # their derivative is 0 or they have none
     ["And", "Equal", "Greater", "GreaterOrEqual", "IsNaN", "Less", "LessOrEqual", "Not", "Or", "Xor"]
@@ -154,6 +154,8 @@ class Recorder(Builder):
             if value.access() is None:
                 raise self.refuse(f"{what} that are rearranged parameters")
             return value
+        if isinstance(value, Tensor) and value.axis is None and not value.is_constant:
+            raise self.refuse(f"{what} that steps compute from parameters")
         return self._appended(self.numbers_of(value, what))
 
     def statistic(self, array: np.ndarray) -> int:
@@ -236,8 +238,11 @@ class Recorder(Builder):
     # what other steps made.
 
     def result(self, step_type: type[Step], operands: list[Tensor], shape: Shape, like: Tensor, *more: Any) -> Tensor:
-        if step_type is Convert:
-            raise self.refuse("use of integers other than as row numbers")
+        if step_type is Convert:  # tiles hold integers as floating-point numbers already
+            made = super().result(Rearrange, [replace(t, dtype=self.dtype) for t in operands], shape, like)
+            assert isinstance(made.source, Buffer)
+            self.stopped.add(made.source)
+            return made
         reached = [self.own(t) for t in operands]
         reached = [t if t.access() is not None else self.stored(t) for t in reached]
         return super().result(step_type, reached, shape, like, *more)
@@ -246,8 +251,10 @@ class Recorder(Builder):
         return super().stored(self.own(tensor))
 
     def joined(self, tensors: Sequence[Tensor], axis: int, shape: Shape, like: Tensor) -> Tensor:
-        if all(t.source is self.vector for t in tensors):  # still parameters, perhaps of a recurrence
-            return like.moved(np.concatenate([t.index for t in tensors], axis), like.axis)
+        fixed = [t.source is self.vector or (t.is_constant and t.axis is None) for t in tensors]
+        if all(fixed) and any(t.source is self.vector for t in tensors):  # still parameters, perhaps of a recurrence
+            parts = [t if t.source is self.vector else self.weights(t) for t in tensors]
+            return parts[0].moved(np.concatenate([t.index for t in parts], axis), like.axis)
         return super().joined([self.own(t) for t in tensors], axis, shape, like)
 
     def own(self, tensor: Tensor) -> Tensor:
@@ -448,14 +455,15 @@ def record(layer: Layer, params: Tree, states: Tree, kinds: Sequence[Kind]) -> T
     states = trees.map_leaves(lambda array: array.copy(), states)  # each has an identity of its own
     dtype = dtype_of(kinds, params, states)
     for kind in kinds:
-        if kind.dtype != dtype and kind.dtype.name not in INTEGERS:
-            takes = f"{dtype}, and of {' and '.join(INTEGERS)} as row numbers"
+        if kind.dtype not in (dtype, np.bool_) and kind.dtype.name not in INTEGERS:
+            takes = f"{dtype}, {', '.join(INTEGERS)} and bool"
             raise UnsupportedError(f"the fused engine trains models with inputs of {takes}, not {kind.dtype}")
     inputs = [Buffer(prod(kind.shape), kind.dtype, i) for i, kind in enumerate(kinds)]
     values = [whole(buffer, kind.shape, kind.dtype, 0) for buffer, kind in zip(inputs, kinds, strict=True)]
     layer = layer.training if isinstance(layer, ByMode) else layer
     b = Recorder(dtype, layer if isinstance(layer, Graph) else None)
     b.paths = {id(array): path for path, array in trees.leaves(states)}
+    values = [numbers(b, x) if x.dtype == bool else x for x in values]  # booleans are 0.0 and 1.0 inside
     outputs = _execute(b, layer, b.parameters(params), states, values)
     if len(outputs) != 1 or not isinstance(outputs[0], Tensor):
         raise UnsupportedError(f"the fused engine trains models with one output, not {len(outputs)}")

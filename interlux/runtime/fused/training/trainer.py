@@ -114,9 +114,11 @@ class _Function:
         return arrays
 
     def _array(self, value: Any, shape: tuple[int, ...], dtype: Any, what: str) -> np.ndarray:
-        """One input; row numbers, which may be of any integer dtype, as int64."""
+        """One input; integers, which may be of any integer dtype, and booleans as int64."""
         if np.dtype(dtype) == self._tape.dtype:
             return samples_of(value, shape, self._tape.dtype, what)
+        if np.dtype(dtype) == bool:
+            return samples_of(value, shape, np.dtype(bool), what).astype(np.int64)
         given = array_of(value, what)
         wide = given.dtype.kind in "iu" and np.can_cast(given.dtype, np.int64)
         return samples_of(given.astype(np.int64, copy=False) if wide else given, shape, np.dtype(np.int64), what)
@@ -189,7 +191,7 @@ class FusedTrainer(_Function):
         """One step on a batch.
 
         Arguments:
-            x: the input [batch, …] in the model's dtype, row numbers as integers; a tuple of arrays if the model has
+            x: the input [batch, …] in the model's dtype, integers as integers; a tuple of arrays if the model has
                 several inputs.
             y: targets [batch, …] as the loss wants them: of the output's shape, or class numbers [batch].
 
@@ -307,7 +309,8 @@ def fused_trainer(
 
     Arguments:
         model: with a signature whose inputs have the batch first and fixed sizes behind it; float32 or float64. Inputs
-            of int32 or int64 are row numbers of embeddings and nothing else; negative ones count from the last row.
+            may be int32, int64 or bool as well: row numbers of embeddings (negative ones count from the last row) and
+            masks.
         loss: mse, cross_entropy, bce or huber, or a `Loss`.
         optimizer: sgd, momentum, adam or adamw, or an `Optimizer`.
         learning_rate, l2: of the optimizer.
