@@ -26,7 +26,7 @@ def main() -> int:
     for name in chosen or SHORT:
         print(f"== {name}", flush=True)
         main_of = importlib.import_module(f"benchmarks.{name}").main
-        codes.append(main_of(options) if options else main_of())
+        codes.append(main_of(options) if name in WITH_OPTIONS else main_of())
         print()
     return max(codes)
 

@@ -19,7 +19,7 @@ import statistics
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -246,6 +246,13 @@ def windows(contenders: dict[str, Callable[[], Any]], rounds: int) -> dict[str, 
     return found
 
 
+def check_names(parser: argparse.ArgumentParser, given: Sequence[str], known: Iterable[str]) -> None:
+    """Ends the program with an error for a name that is not there."""
+    for name in given:
+        if name not in known:
+            parser.error(f"there is no {name!r}; choose from {', '.join(known)}")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="benchmarks fused", description=__doc__)
     parser.add_argument("nets", nargs="*", help=f"of {', '.join(NETS)}; all by default")
@@ -258,6 +265,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, action="append")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(arguments)
+    check_names(parser, options.nets, NETS)
     threads = options.threads
     torch.set_num_threads(threads)
     warnings.simplefilter("ignore")

@@ -81,12 +81,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     import interlux as ix
 
-    from .fused import NETS
+    from .fused import NETS, check_names
 
     parser = argparse.ArgumentParser(prog="benchmarks fused_costs", description=__doc__)
     parser.add_argument("nets", nargs="*", help=f"of {', '.join(NETS)}; all by default")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args(arguments)
+    check_names(parser, options.nets, NETS)
     missed = 0
     with tempfile.TemporaryDirectory() as room:
         for name in options.nets or NETS:

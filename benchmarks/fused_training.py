@@ -29,7 +29,7 @@ from torch.nn import functional
 import interlux as ix
 from interlux.runtime.fused.training import fused_trainer
 
-from .fused import LeNet, perceptron
+from .fused import LeNet, check_names, perceptron
 
 WINDOW = 0.006  # seconds
 STEPS = {"mlp-64": 100}  # of one call, where a contender takes several; ten of the others
@@ -179,6 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, action="append", help="1 and all cores by default; may be repeated")
     options = parser.parse_args(arguments)
+    check_names(parser, options.cases, (*CASES, "epochs"))
     warnings.simplefilter("ignore")
     threads = options.threads or sorted({1, len(os.sched_getaffinity(0))})
     missed = 0
