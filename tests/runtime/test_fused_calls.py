@@ -69,7 +69,8 @@ def test_any_layout(pair: Any) -> None:
     frozen.flags.writeable = False
     for given in (np.asfortranarray(x), x[::-1][::-1], wide[..., 1], frozen, x.astype(">f4")):
         np.testing.assert_array_equal(one(given)[0], expected)
-    np.testing.assert_array_equal(one(x[::-1])[0], expected[::-1])
+    # samples behind the last whole tile are computed by other code
+    np.testing.assert_allclose(one(x[::-1])[0], expected[::-1], rtol=1e-5, atol=1e-6)
     assert one(x=x)[0].shape == expected.shape
     for wrong in (x.astype(np.float64), x[:, :0], x[0], x[None], None, x[:0]):
         with pytest.raises(InvalidModelError):

@@ -49,7 +49,7 @@ GENERATORS: dict[type[Step], Callable] = {
     Lookup: lookup,
     Convert: convert,
 }
-CACHE = 1 << 20  # bytes: from an arena larger than that, samples in the lanes are slower than one after the other
+CACHE = 1 << 20  # bytes: if more of the arena is in use, samples in the lanes are slower than one after the other
 ROWS = 8  # samples for which a small batch reads the weights once
 MANY = 1 << 14  # weights of fully connected layers from which that pays
 APART = 6  # steps from which each is a function
@@ -97,7 +97,7 @@ def generate(program: Program, target: Target) -> Code:
     blocks = _blocks(program, target)
     tile = lanes * blocks
     scratch = size * tile * element.bytes
-    by_tiles = program.batched and lanes > 1 and scratch <= CACHE
+    by_tiles = program.batched and lanes > 1 and scratch - _passing(program) * tile * element.bytes <= CACHE
     if by_tiles:
         _tile(module, program, target, parameters, lanes, blocks, own)
     outside = _direct_outputs(program)
@@ -114,6 +114,12 @@ def generate(program: Program, target: Target) -> Code:
     blob = np.frombuffer(parameters.bytes(), np.uint8)
     scratch = max(tile_scratch + partial, _aligned((size + spare) * element.bytes))
     return Code(module.text(), blob, scratch, tile if by_tiles else max(rows, 1))
+
+
+def _passing(program: Program) -> int:
+    """Numbers in the arena of a sample of which a loop needs a part in each round, but for that part."""
+    loops = [step for step in program.steps if isinstance(step, Repeat)]
+    return max((sum(s.source.size - abs(s.stride) for s in step.shifts) for step in loops), default=0)
 
 
 def _blocks(program: Program, target: Target) -> int:
@@ -263,8 +269,9 @@ def _few(
 def _run(module: Module, program: Program, tile: int, rows: int, scratch: int) -> int:
     """`run(inputs, outputs, parameters, arena, batch)`.
 
-    A batch is cut into tiles; the last one overlaps the one before it, or `few` computes what is left. Less than a tile
-    is copied to where a whole tile has room, or, if it is little, computed sample by sample.
+    A batch is cut into tiles; the last one overlaps the one before it, or, if little is left, `few` computes it, or it
+    is computed sample by sample. Less than a tile is copied to where a whole tile has room, or, if it is little,
+    computed sample by sample.
 
     Arguments:
         tile: samples in a tile; 0: none.
@@ -296,6 +303,12 @@ def _run(module: Module, program: Program, tile: int, rows: int, scratch: int) -
         f.ret()
         f.unreachable()
 
+    def one_by_one(begin: Index = 0) -> None:
+        """All samples from one on."""
+        with f.loop(begin, batch) as sample:
+            call("one", [port.at(f, sample) for port in ports])
+        f.ret()
+
     def partly(name: str, size: int) -> int:
         """Computes where a whole block has room; returns how many bytes that takes."""
         used = 0
@@ -316,12 +329,16 @@ def _run(module: Module, program: Program, tile: int, rows: int, scratch: int) -
     used = 0
     if tile:
         with f.when(batch > tile - 1):
-            if rows:  # little that is left behind whole tiles takes less in smaller blocks
-                rest = f.op("urem", batch, tile)
-                with f.when((rest > 0) & (rest < tile // 2 + 1)):
-                    with f.loop(0, batch - rest, tile) as sample:
-                        call(f"tile{tile}", [port.at(f, sample) for port in ports])
+            # little that is left behind whole tiles takes less in smaller blocks, or sample by sample
+            rest = f.op("urem", batch, tile)
+            with f.when((rest > 0) & (rest < tile // (2 if rows else 4) + 1)):
+                with f.loop(0, batch - rest, tile) as sample:
+                    call(f"tile{tile}", [port.at(f, sample) for port in ports])
+                if rows:
                     in_blocks("few", rows, batch - rest)
+                else:
+                    one_by_one(batch - rest)
+                    f.unreachable()
             in_blocks(f"tile{tile}", tile)
     if rows:
         with f.when(batch > rows - 1):
@@ -331,9 +348,7 @@ def _run(module: Module, program: Program, tile: int, rows: int, scratch: int) -
     elif tile:
         with f.when(batch > tile // 4):
             used = partly(f"tile{tile}", tile)
-    with f.loop(0, batch) as sample:
-        call("one", [port.at(f, sample) for port in (*inputs, *outputs)])
-    f.ret()
+    one_by_one()
     return used
 
 
