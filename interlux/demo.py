@@ -1,6 +1,6 @@
 """`python -m interlux.demo`: converts four small trained networks, verifies every hop, measures the accuracy.
 
-    PyTorch -> IR -> JAX, onnxruntime
+    PyTorch -> IR -> JAX, onnxruntime, fused engine
     PyTorch -> IR -> ONNX file -> onnxruntime
     PyTorch -> IR -> ONNX file -> IR -> JAX
 
@@ -89,6 +89,7 @@ def convert(name: str, folder: Path, out: Path, state: State) -> Result:
     hops: dict[str, Run] = {
         "IR -> JAX": compiled(model, "jax")[0],
         "IR -> onnxruntime": compiled(model, "onnxruntime")[0],
+        "IR -> fused engine": compiled(model, "fused")[0],
         "IR -> ONNX file -> onnxruntime": onnx_file(onnx)[0],
         "IR -> ONNX file -> IR -> JAX": compiled(ix.from_onnx(onnx), "jax")[0],
     }
@@ -149,7 +150,7 @@ def main() -> int:
 
     state, start = State(), time.perf_counter()
     OUT.mkdir(parents=True, exist_ok=True)
-    print("Four trained networks, taken from PyTorch to JAX and onnxruntime, and to ONNX files and back.", flush=True)
+    print("Four trained networks: PyTorch to JAX, onnxruntime, the fused engine, and to ONNX files and back.", flush=True)
     try:
         results = [convert(name, folder, OUT, state) for name in NETWORKS]
         report = write_reports(results, OUT)

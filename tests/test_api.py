@@ -209,9 +209,9 @@ def test_the_demo_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     monkeypatch.chdir(tmp_path)
     assert demo.main() == 0
     shown = capsys.readouterr().out
-    assert shown.count("passed") >= 17
+    assert shown.count("passed") >= 21
     for name, correct in (("lenet", 352), ("resnet", 358), ("lstm", 345), ("transformer", 343)):
-        assert shown.count(f"({correct}/360)") == 5, name
+        assert shown.count(f"({correct}/360)") == 6, name
     out = tmp_path / "out" / "demo"
     assert "digits_transformer" in (out / "report.html").read_text()
     assert ix.load(out / "digits_lenet").signature is not None
