@@ -150,7 +150,7 @@ def main() -> int:
 
     state, start = State(), time.perf_counter()
     OUT.mkdir(parents=True, exist_ok=True)
-    print("Four trained networks: PyTorch to JAX, onnxruntime, the fused engine, and to ONNX files and back.", flush=True)
+    print("Four trained networks: PyTorch to JAX, onnxruntime, the fused engine, to ONNX files and back.", flush=True)
     try:
         results = [convert(name, folder, OUT, state) for name in NETWORKS]
         report = write_reports(results, OUT)
