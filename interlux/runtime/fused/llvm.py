@@ -596,13 +596,13 @@ class Function:
         place = len(self._lines)
         self._lines.append("")
         yield Value(self, counter, I64)
-        if self.module.target.vector_bits:
+        self._lines.append(f"  {added} = add nuw nsw i64 {counter}, {step}")
+        if self.target.vector_bits:
             # An empty piece of assembly hides that this is a sum from LLVM's loop strength reduction, which takes a
             # third of the time to compile and makes the code no faster: addresses are simple already.
-            self._lines.append(f"  {added} = add nuw nsw i64 {counter}, {step}")
             self._lines.append(f'  {following} = call i64 asm "", "=r,0"(i64 {added})')
         else:  # what becomes C as well
-            self._lines.append(f"  {following} = add nuw nsw i64 {counter}, {step}")
+            following = added
         self._lines[place] = f"  {counter} = phi i64 [ {_text(start)}, %{before} ], [ {following}, %{self._block} ]"
         again = self.emit(f"icmp slt i64 {following}, {_text(stop)}", I1)
         self.statement(f"br i1 {again.text}, label %{head}, label %{end}")

@@ -104,8 +104,9 @@ def _comparison(name: str) -> Callable[..., Tensor]:
 
 def _as_numbers(b: Builder, x: Value) -> Value:
     """Integers of an input as they lie there become floating-point numbers."""
-    raw = isinstance(x, Tensor) and isinstance(x.source, Buffer) and x.source.dtype != b.dtype
-    return replace(numbers(b, x), dtype=b.dtype) if raw and isinstance(x, Tensor) else x
+    if isinstance(x, Tensor) and isinstance(x.source, Buffer) and x.source.dtype != b.dtype:
+        return replace(numbers(b, x), dtype=b.dtype)
+    return x
 
 
 _EXACT = 2**24  # up to there float32 has all whole numbers

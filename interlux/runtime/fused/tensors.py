@@ -56,6 +56,11 @@ class Access:
     strides: Shape
 
 
+def contiguous(shape: Shape) -> Access:
+    """How elements that lie in their order are reached by their coordinates."""
+    return Access(0, tuple(prod(shape[i + 1 :]) for i in range(len(shape))))
+
+
 @dataclass(frozen=True, eq=False)
 class Tensor:
     """A value of the model for one sample.

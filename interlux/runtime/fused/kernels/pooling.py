@@ -10,7 +10,7 @@ import numpy as np
 
 from ..llvm import Index, Value
 from ..steps import Pool
-from ..tensors import Access
+from ..tensors import contiguous
 from .elementwise import Epilogue
 from .schedule import Schedule, access_of
 
@@ -25,7 +25,7 @@ def pool(s: Schedule, step: Pool) -> None:
     in_lanes = s.by_sample and s.width > 1 and step.channels_last and access.strides[0] == 1
     finish = Epilogue(s, step.epilogue, step.shape)
     counts, uniform = _counts(s, step)
-    divisors = Access(0, tuple(prod(spatial[i + 1 :]) for i in range(len(spatial))))
+    divisors = contiguous(spatial)
 
     def window(channel: Index, at: list[Index], lanes: int, rest: int | None) -> None:
         totals: list[Any] = []

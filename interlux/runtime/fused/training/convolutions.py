@@ -9,14 +9,10 @@ from typing import Any
 
 from ..kernels.schedule import Blocks, access_of
 from ..llvm import I64, Index, Value
-from ..tensors import Access
+from ..tensors import Access, contiguous
 from .products import activated, bias_gradient, finish_gradient, outer, unseen
 from .schedule import Gradients, Sink, TrainingSchedule
 from .steps import Convolution
-
-
-def _contiguous(shape: Sequence[int]) -> Access:
-    return Access(0, tuple(prod(shape[i + 1 :]) for i in range(len(shape))))
 
 
 def convolution(s: TrainingSchedule, step: Convolution) -> None:
@@ -24,7 +20,7 @@ def convolution(s: TrainingSchedule, step: Convolution) -> None:
     f = s.f
     (x,) = step.operands
     access, weight = access_of(x), access_of(step.weight)
-    output = _contiguous(step.shape)
+    output = contiguous(step.shape)
     spatial, kernel = step.shape[1:], step.weight.shape[2:]
     outs, ins = step.shape[0] // step.groups, step.weight.shape[1]
     positions = Blocks.of(spatial[-1], 4 if outs >= 3 else 8)
@@ -84,7 +80,7 @@ def convolution_backward(s: TrainingSchedule, g: Gradients, step: Convolution) -
     (x,) = step.operands
     finish_gradient(s, g, step)
     delta = g.of(step.output)
-    output = _contiguous(step.shape)
+    output = contiguous(step.shape)
     spatial = step.shape[1:]
     count = prod(spatial)
     bias_gradient(s, step, delta, count, lambda position, o: f.add(f.mul(o, count), position))

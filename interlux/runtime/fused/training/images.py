@@ -55,10 +55,9 @@ def convolved(
     group: int,
 ) -> Tensor:  # fmt: skip
     """One sample [channels, *spatial] convolved."""
-    operand = grown if grown.access() is not None else b.stored(grown)
     sizes = zip(grown.shape[1:], weight.shape[2:], strides, dilations, strict=True)
     shape = (weight.shape[0], *((size - (k - 1) * d - 1) // s + 1 for size, k, s, d in sizes))
-    return b.result(Convolution, [operand], shape, like, weight, bias, strides, dilations, group)
+    return b.result(Convolution, [grown], shape, like, weight, bias, strides, dilations, group)
 
 
 def conv_transpose(
@@ -78,7 +77,7 @@ def conv_transpose(
         made = convolved(b, grown, x, kernel, offsets, (1,) * n, dilations, group)
         return b.back(made, made.index[None], x, x.axis)
     # channels of several groups lie too far apart for one step
-    grown = grown if grown.access() is not None else b.stored(grown)
+    grown = b.reach(grown, grown.shape)
     parts = []
     for i in range(group):
         image, own = (_part(t, group, i) for t in (grown, kernel))

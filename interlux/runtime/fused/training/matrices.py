@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ..kernels.schedule import Blocks, access_of
 from ..llvm import Index, Value
 from ..steps import MatMul
-from ..tensors import Access, Source, Tensor
+from ..tensors import Access, Source, Tensor, contiguous
 from .products import unseen
 from .schedule import Gradients, TrainingSchedule
 
@@ -32,7 +32,7 @@ class _Stack:
 
 def matmul(s: TrainingSchedule, step: MatMul) -> None:
     a, b = step.operands
-    result = _result(step)
+    result = contiguous(step.shape)
 
     def finish(c: Index, i: Index, j: Index, value: Value) -> None:
         s.put(value, s.at(step.output, s.index(result, [c, i, j])))
@@ -45,16 +45,11 @@ def matmul_backward(s: TrainingSchedule, g: Gradients, step: MatMul) -> None:
     a, b = step.operands
     count, m, n = step.shape
     inner = a.shape[2]
-    delta = _Stack(g.of(step.output), _result(step))
+    delta = _Stack(g.of(step.output), contiguous(step.shape))
     if g.wanted(a):
         _to_operand(s, g, a, (count, m, inner), n, delta, _Stack.of(b).turned())
     if g.wanted(b):
         _to_operand(s, g, b, (count, inner, n), m, _Stack.of(a).turned(), delta)
-
-
-def _result(step: MatMul) -> Access:
-    _, m, n = step.shape
-    return Access(0, (m * n, n, 1))
 
 
 def _to_operand(

@@ -95,7 +95,7 @@ def _product(b: Recorder, x: Tensor, weight: Tensor, bias: Tensor | None) -> Ten
         own = part_of(weight, slice(first, end))
         if own.access() is None:
             raise b.refuse("recurrence with rearranged weights")
-        y = b.result(Linear, [b.reach(x, x.shape)], (rows, end - first), x, own)
+        y = b.result(Linear, [x], (rows, end - first), x, own)
         made.append(y if bias is None else b.elementwise("Add", [y, part_of(bias, slice(first, end))], {}))
     return made[0] if len(made) == 1 else b.joined(made, 1, (rows, len(weight.index)), made[0])
 
@@ -114,7 +114,7 @@ def _loop(
     b: Recorder, cell: Cell, gates: Tensor, start: Sequence[Tensor], reverse: bool
 ) -> tuple[Tensor, list[Tensor]]:
     count, width = gates.shape
-    gates = b.reach(gates, gates.shape) if gates.is_whole() else b.stored(gates)
+    gates = gates if gates.is_whole() else b.stored(gates)
     size, dtype = cell.hidden, b.dtype
     histories = [History(Buffer((count + 1) * size, dtype), Buffer(size, dtype), Buffer(size, dtype)) for _ in start]
     row = np.arange(size, dtype=np.int64)[None]

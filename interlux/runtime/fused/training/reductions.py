@@ -15,7 +15,7 @@ from ..kernels.pooling import pool as _pool
 from ..kernels.schedule import access_of
 from ..llvm import I1, Index, Value
 from ..steps import Pool, Reduce, Softmax
-from ..tensors import Access
+from ..tensors import Access, contiguous
 from .schedule import Gradients, TrainingSchedule
 from .steps import Normalization
 
@@ -40,7 +40,7 @@ def pool_backward(s: TrainingSchedule, g: Gradients, step: Pool) -> None:
     ) and step.kernel == step.strides  # fmt: skip
     sink = g.sink(x, fills=exact)
     counts, uniform = _counts(s, step)
-    divisors = Access(0, tuple(prod(spatial[i + 1 :]) for i in range(len(spatial))))
+    divisors = contiguous(spatial)
     with s.nest((channels, *spatial)) as (channel, *at), s.groups():
         order = [*at, channel] if step.channels_last else [channel, *at]
         index: Any = 0

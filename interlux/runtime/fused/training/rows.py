@@ -7,7 +7,7 @@ from math import prod
 from ..kernels.rearranging import _transposed
 from ..kernels.schedule import access_of
 from ..llvm import I64, Index, Value
-from ..tensors import Access
+from ..tensors import contiguous
 from .schedule import Gradients, TrainingSchedule
 from .steps import Rows, Weights
 
@@ -124,8 +124,7 @@ def _contiguous(step: Rows) -> bool:
 
 
 def _feature(s: TrainingSchedule, step: Rows, position: Index, at: list[Index]) -> Index:
-    shape = step.shape
-    return s.index(Access(0, tuple(prod(shape[i + 1 :]) for i in range(len(shape)))), [position, *at])
+    return s.index(contiguous(step.shape), [position, *at])
 
 
 def _number(s: TrainingSchedule, step: Rows, position: Index, lane: Index) -> Value:
